@@ -1,0 +1,239 @@
+"""The job file: one TOML file that describes one training run, checked as a whole before anything starts.
+
+Sections that name a plugin (task, adapter, codec stages, rule, server optimiser) keep every further key as a parameter
+of that plugin; who runs the plugin checks them: the server its rule, codecs and optimiser, the client its task and adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from fedcore.errors import JobFileError
+from fedcore.names import NAME_PATTERN, nearest
+
+MAX_JOB_BYTES: Final = 64 * 1024
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class _Plugin(BaseModel):
+    """A plugin's name and, under any other key, its parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, strict=True)
+    __pydantic_extra__: dict[str, JsonValue]
+
+    @property
+    def params(self) -> dict[str, JsonValue]:
+        """The section's keys that belong to the plugin."""
+        return dict(self.__pydantic_extra__)
+
+
+class JobSection(_Section):
+    """What is trained, for how long."""
+
+    name: Name = Field(description="Name of the run, shown everywhere.")
+    rounds: int = Field(ge=1, le=1_000_000, description="How many versions to compute after version 0.")
+    seed: int = Field(default=0, ge=0, lt=2**53, description="Every random choice of the job follows from it.")
+    description: str = Field(default="", max_length=2000, description="Goes into the model card.")
+
+
+class TaskSection(_Plugin):
+    """The client-side task, by name, with its parameters."""
+
+    name: Name = Field(description="A task that the clients have installed.")
+    data: str = Field(default="", max_length=2000, description="What the data is, in words, for the model card.")
+
+
+class AdapterSection(_Plugin):
+    """Which weights are trained."""
+
+    name: Name = Field(default="full", description="full, lora, or an installed adapter.")
+
+
+class TrainingSection(_Section):
+    """How a client trains on its own data between download and upload."""
+
+    local_epochs: int = Field(default=1, ge=1, le=10_000, description="Passes over the client's training data.")
+    batch_size: int = Field(default=32, ge=1, le=1_000_000, description="Examples in one step.")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="The client's optimiser; starts fresh each round.")
+    learning_rate: float = Field(default=1e-3, gt=0, le=100, description="Of the client's optimiser.")
+    weight_decay: float = Field(default=0.0, ge=0, le=100, description="Of the client's optimiser.")
+    max_grad_norm: float | None = Field(default=None, gt=0, description="Clip each step's gradient to this L2 norm.")
+
+
+class CodecStage(_Plugin):
+    """One stage of a pipeline."""
+
+    codec: Name = Field(description="An installed codec.")
+
+
+class CompressionSection(_Section):
+    """What crosses the wire."""
+
+    uplink: list[CodecStage] = Field(
+        default_factory=lambda: [CodecStage(codec="raw")], min_length=1, max_length=8, description="Client to server."
+    )
+    downlink: list[CodecStage] = Field(
+        default_factory=lambda: [CodecStage(codec="raw")], min_length=1, max_length=8, description="Server to client."
+    )
+
+
+class AggregatorSection(_Plugin):
+    """How updates become one step, and what an update may look like."""
+
+    rule: Name = Field(default="weighted-mean", description="An installed aggregation rule.")
+    max_examples: int = Field(
+        default=1_000_000, ge=1, le=2**31, description="An update's weight is its sample count, capped here."
+    )
+    max_abs: float = Field(
+        default=64.0, gt=0, le=2**40, description="An update with a larger value is rejected; bounds the exact sum."
+    )
+
+
+class ServerOptimizerSection(_Plugin):
+    """What the server does with the aggregated step."""
+
+    name: Name = Field(default="none", description="none, momentum, adam, yogi, adagrad, or an installed one.")
+
+
+class ScheduleSection(_Section):
+    """Who takes part in a version, and when it closes."""
+
+    cohort: int = Field(ge=1, le=1_000_000, description="Clients wanted for a version.")
+    over_select: float = Field(default=1.0, ge=1, le=10, description="Assign this many times `cohort` clients if there are so many.")
+    buffer: int | None = Field(default=None, ge=1, description="Accepted updates that close a version at once; default: cohort.")
+    quorum: int | None = Field(
+        default=None, ge=1, description="Accepted updates that are enough at the deadline; default: half of buffer, rounded up."
+    )
+    deadline_s: float = Field(default=600.0, gt=0, le=7 * 86400, description="Seconds a version stays open.")
+    max_retries: int = Field(default=10, ge=0, le=1_000_000, description="Abandoned tries in a row after which the job fails.")
+
+    @property
+    def updates_to_close(self) -> int:
+        """Accepted updates that close a version at once."""
+        return self.cohort if self.buffer is None else self.buffer
+
+    @property
+    def updates_at_deadline(self) -> int:
+        """Accepted updates that are enough when the deadline comes."""
+        return math.ceil(self.updates_to_close / 2) if self.quorum is None else self.quorum
+
+    @property
+    def clients_to_assign(self) -> int:
+        """Clients that get work for a version when so many are there."""
+        return math.ceil(self.cohort * self.over_select - 1e-9)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.updates_to_close > self.clients_to_assign:
+            raise ValueError(
+                f"buffer {self.updates_to_close} can never fill: at most {self.clients_to_assign} clients are assigned"
+                " (cohort x over_select)"
+            )
+        if self.updates_at_deadline > self.updates_to_close:
+            raise ValueError(f"quorum {self.updates_at_deadline} is above buffer {self.updates_to_close}")
+        return self
+
+
+class Job(_Section):
+    """A whole job file."""
+
+    job: JobSection
+    task: TaskSection
+    adapter: AdapterSection = Field(default_factory=AdapterSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    compression: CompressionSection = Field(default_factory=CompressionSection)
+    aggregator: AggregatorSection = Field(default_factory=AggregatorSection)
+    server_optimizer: ServerOptimizerSection = Field(default_factory=ServerOptimizerSection)
+    schedule: ScheduleSection
+
+    def to_json(self) -> bytes:
+        """Return the canonical form that is journaled and sent: sorted keys, no spaces, ASCII."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    @staticmethod
+    def from_json(data: bytes) -> Job:
+        """Read what `to_json` wrote; the input is hostile.
+
+        Raises:
+            JobFileError: it is too long, not JSON, or not a valid job.
+        """
+        source = "job"
+        if len(data) > MAX_JOB_BYTES:
+            raise JobFileError(source, [f"{len(data)} bytes, at most {MAX_JOB_BYTES}"])
+        try:
+            tree = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise JobFileError(source, [f"not JSON: {error}"]) from error
+        return parse_job(tree, source)
+
+
+def load_job(path: Path) -> Job:
+    """Read and check a job file.
+
+    Raises:
+        JobFileError: the file cannot be read, is not TOML, or any key is unknown or out of bounds; all problems at once.
+    """
+    source = str(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise JobFileError(source, [f"cannot be read: {error.strerror}"]) from error
+    if len(data) > MAX_JOB_BYTES:
+        raise JobFileError(source, [f"{len(data)} bytes, at most {MAX_JOB_BYTES}"])
+    try:
+        tree = tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise JobFileError(source, [f"not TOML: {error}"]) from error
+    return parse_job(tree, source)
+
+
+def parse_job(tree: Any, source: str) -> Job:
+    """Turn a parsed tree into a job.
+
+    Raises:
+        JobFileError: with one line for every problem: key path, value, and what would be right.
+    """
+    try:
+        return Job.model_validate(tree)
+    except ValidationError as error:
+        problems = [_problem(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()]
+        raise JobFileError(source, problems) from error
+
+
+def job_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the job file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
+
+
+def _problem(location: Sequence[str | int], kind: str, text: str, value: object) -> str:
+    path = ".".join(str(part) for part in location) or "(file)"
+    if kind == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        guess = nearest(str(location[-1]), known)
+        hint = f"did you mean {guess!r}? " if guess else ""
+        return f"{path}: unknown key; {hint}known: {', '.join(known)}"
+    if kind == "missing":
+        return f"{path}: is required"
+    if isinstance(value, Mapping):
+        return f"{path}: {text.removeprefix('Value error, ')}"
+    return f"{path}: {text.removeprefix('Value error, ')}, got {str(value)[:80]!r}"
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    """Return the keys that a section of plain settings knows; plugins' sections accept any."""
+    model: Any = Job
+    for part in location:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
