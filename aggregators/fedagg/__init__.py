@@ -1,0 +1,1 @@
+"""Aggregation rules: how updates become the next version."""

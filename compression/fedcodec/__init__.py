@@ -1,0 +1,1 @@
+"""Codecs and pipelines: how updates become bytes and come back."""

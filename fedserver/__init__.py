@@ -1,0 +1,1 @@
+"""The server daemon: it moves rounds forward and keeps the journal."""

@@ -1,0 +1,1 @@
+"""The simulator: the server and clients of a job in one process."""
