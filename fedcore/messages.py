@@ -1,0 +1,160 @@
+"""What client and server say to each other, free of any transport.
+
+The gRPC services and the in-process transport of the simulator both carry exactly these values.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from fedcore.errors import UpdateRejected, UpdateResult
+from fedcore.names import NAME_PATTERN
+
+CHUNK_BYTES: Final = 1 << 20
+MAX_HEADER_BYTES: Final = 1 << 20
+MAX_METRICS: Final = 32
+SIGNATURE_CONTEXT: Final = b"roundtable-update-v1"
+
+
+class WorkKind(StrEnum):
+    """What an assignment asks for."""
+
+    INITIALISE = "initialise"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True)
+class Hello:
+    """How a client introduces itself. Its name is not among this: that is in its certificate."""
+
+    software: str
+    device: str
+    tasks: tuple[str, ...]
+    adapters: tuple[str, ...]
+    codecs: tuple[str, ...]
+    assignment_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The client is there; `progress` (0 to 1) of the work it has in hand."""
+
+    assignment_id: str = ""
+    progress: float = 0.0
+
+
+@dataclass(frozen=True)
+class Decline:
+    """The client will not or cannot do the work, and why."""
+
+    assignment_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Work for one client.
+
+    Attributes:
+        job: the job as canonical JSON (`fedcore.jobfile.Job.from_json`).
+        version: the global state to start from.
+        seed: of the client's random stream for this work.
+        layout_digest: empty for `WorkKind.INITIALISE`, as are `frame_digest` and `frame_bytes`.
+        frame_digest: SHA-256 (hex) of the frame to download.
+        deadline_s: seconds from now.
+    """
+
+    assignment_id: str
+    job_id: str
+    job: bytes
+    version: int
+    kind: WorkKind
+    seed: int
+    layout_digest: str
+    frame_digest: str
+    frame_bytes: int
+    deadline_s: float
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """The work is no longer wanted, and why."""
+
+    assignment_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class UploadState:
+    """How far an upload is. `result` is None while it is incomplete; once set it is durable and final."""
+
+    received_bytes: int
+    result: UpdateResult | None = None
+    text: str = ""
+
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShortId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+MetricName = Annotated[str, Field(pattern=NAME_PATTERN)]
+Metrics = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
+Count = Annotated[int, Field(ge=0, lt=2**48)]
+
+
+class UpdateHeader(BaseModel):
+    """What an update says about itself. These bytes are signed, sent and journaled, never serialised a second time.
+
+    Attributes:
+        update_id: 32 hex digits chosen by the client; the same id counts once.
+        federation: the server it is meant for, so that it proves nothing elsewhere.
+        version: the global state that the update was computed from.
+        frame_digest: SHA-256 (hex) of the frame; an evaluation has none (no bytes, digest of nothing).
+        num_examples: the update's weight before the job's cap.
+        metrics: of the training.
+        evaluation: of `version` on the client's held-out data, over `evaluated_examples` examples.
+        layout: rows of the layout, only for `WorkKind.INITIALISE`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    federation: Annotated[str, Field(pattern=NAME_PATTERN)]
+    update_id: ShortId
+    assignment_id: ShortId
+    job_id: ShortId
+    version: Count
+    kind: WorkKind
+    layout_digest: Digest
+    frame_bytes: Count
+    frame_digest: Digest
+    num_examples: Count
+    metrics: Metrics = Field(default_factory=dict)
+    evaluated_examples: Count = 0
+    evaluation: Metrics = Field(default_factory=dict)
+    layout: list[JsonValue] | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical form: JSON with sorted keys, no spaces, ASCII."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    @staticmethod
+    def from_bytes(data: bytes) -> UpdateHeader:
+        """Read a header; the input is hostile.
+
+        Raises:
+            UpdateRejected: MALFORMED, naming the first offending field.
+        """
+        if len(data) > MAX_HEADER_BYTES:
+            raise UpdateRejected(UpdateResult.MALFORMED, f"header of {len(data)} bytes, at most {MAX_HEADER_BYTES}")
+        try:
+            return UpdateHeader.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(str(part) for part in first["loc"])
+            raise UpdateRejected(
+                UpdateResult.MALFORMED, f"header {path}: {first['msg']}, got {str(first['input'])[:80]!r}"
+            ) from error
