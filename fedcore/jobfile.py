@@ -44,7 +44,9 @@ class JobSection(_Section):
 
     name: Name = Field(description="Name of the run, shown everywhere.")
     rounds: int = Field(ge=1, le=1_000_000, description="How many versions to compute after version 0.")
-    seed: int = Field(default=0, ge=0, lt=2**53, description="Every random choice of the job follows from it.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**53, description="Every random choice of the job follows from it."
+    )
     description: str = Field(default="", max_length=2000, description="Goes into the model card.")
 
 
@@ -52,7 +54,9 @@ class TaskSection(_Plugin):
     """The client-side task, by name, with its parameters."""
 
     name: Name = Field(description="A task that the clients have installed.")
-    data: str = Field(default="", max_length=2000, description="What the data is, in words, for the model card.")
+    data: str = Field(
+        default="", max_length=2000, description="What the data is, in words, for the model card."
+    )
 
 
 class AdapterSection(_Plugin):
@@ -64,12 +68,18 @@ class AdapterSection(_Plugin):
 class TrainingSection(_Section):
     """How a client trains on its own data between download and upload."""
 
-    local_epochs: int = Field(default=1, ge=1, le=10_000, description="Passes over the client's training data.")
+    local_epochs: int = Field(
+        default=1, ge=1, le=10_000, description="Passes over the client's training data."
+    )
     batch_size: int = Field(default=32, ge=1, le=1_000_000, description="Examples in one step.")
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="The client's optimiser; starts fresh each round.")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="The client's optimiser; starts fresh each round."
+    )
     learning_rate: float = Field(default=1e-3, gt=0, le=100, description="Of the client's optimiser.")
     weight_decay: float = Field(default=0.0, ge=0, le=100, description="Of the client's optimiser.")
-    max_grad_norm: float | None = Field(default=None, gt=0, description="Clip each step's gradient to this L2 norm.")
+    max_grad_norm: float | None = Field(
+        default=None, gt=0, description="Clip each step's gradient to this L2 norm."
+    )
 
 
 class CodecStage(_Plugin):
@@ -82,10 +92,16 @@ class CompressionSection(_Section):
     """What crosses the wire."""
 
     uplink: list[CodecStage] = Field(
-        default_factory=lambda: [CodecStage(codec="raw")], min_length=1, max_length=8, description="Client to server."
+        default_factory=lambda: [CodecStage(codec="raw")],
+        min_length=1,
+        max_length=8,
+        description="Client to server.",
     )
     downlink: list[CodecStage] = Field(
-        default_factory=lambda: [CodecStage(codec="raw")], min_length=1, max_length=8, description="Server to client."
+        default_factory=lambda: [CodecStage(codec="raw")],
+        min_length=1,
+        max_length=8,
+        description="Server to client.",
     )
 
 
@@ -97,27 +113,40 @@ class AggregatorSection(_Plugin):
         default=1_000_000, ge=1, le=2**31, description="An update's weight is its sample count, capped here."
     )
     max_abs: float = Field(
-        default=64.0, gt=0, le=2**40, description="An update with a larger value is rejected; bounds the exact sum."
+        default=64.0,
+        gt=0,
+        le=2**40,
+        description="An update with a larger value is rejected; bounds the exact sum.",
     )
 
 
 class ServerOptimizerSection(_Plugin):
     """What the server does with the aggregated step."""
 
-    name: Name = Field(default="none", description="none, momentum, adam, yogi, adagrad, or an installed one.")
+    name: Name = Field(
+        default="none", description="none, momentum, adam, yogi, adagrad, or an installed one."
+    )
 
 
 class ScheduleSection(_Section):
     """Who takes part in a version, and when it closes."""
 
     cohort: int = Field(ge=1, le=1_000_000, description="Clients wanted for a version.")
-    over_select: float = Field(default=1.0, ge=1, le=10, description="Assign this many times `cohort` clients if there are so many.")
-    buffer: int | None = Field(default=None, ge=1, description="Accepted updates that close a version at once; default: cohort.")
+    over_select: float = Field(
+        default=1.0, ge=1, le=10, description="Assign this many times `cohort` clients if there are so many."
+    )
+    buffer: int | None = Field(
+        default=None, ge=1, description="Accepted updates that close a version at once; default: cohort."
+    )
     quorum: int | None = Field(
-        default=None, ge=1, description="Accepted updates that are enough at the deadline; default: half of buffer, rounded up."
+        default=None,
+        ge=1,
+        description="Accepted updates that are enough at the deadline; default: half of buffer, rounded up.",
     )
     deadline_s: float = Field(default=600.0, gt=0, le=7 * 86400, description="Seconds a version stays open.")
-    max_retries: int = Field(default=10, ge=0, le=1_000_000, description="Abandoned tries in a row after which the job fails.")
+    max_retries: int = Field(
+        default=10, ge=0, le=1_000_000, description="Abandoned tries in a row after which the job fails."
+    )
 
     @property
     def updates_to_close(self) -> int:
@@ -208,7 +237,9 @@ def parse_job(tree: Any, source: str) -> Job:
     try:
         return Job.model_validate(tree)
     except ValidationError as error:
-        problems = [_problem(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()]
+        problems = [
+            _problem(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()
+        ]
         raise JobFileError(source, problems) from error
 
 

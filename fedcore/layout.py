@@ -130,7 +130,9 @@ class Layout:
             if value is None:
                 raise LayoutError(f"tensor {tensor.group}/{tensor.name} is missing")
             if value.shape != tensor.shape:
-                raise LayoutError(f"tensor {tensor.name} has shape {value.shape}, the layout says {tensor.shape}")
+                raise LayoutError(
+                    f"tensor {tensor.name} has shape {value.shape}, the layout says {tensor.shape}"
+                )
             flat_D[tensor.offset : tensor.offset + tensor.num_values] = value.reshape(-1)
         return flat_D
 
@@ -143,7 +145,8 @@ class Layout:
         if flat_D.shape != (self.num_values,):
             raise LayoutError(f"vector of shape {flat_D.shape}, the layout says ({self.num_values},)")
         return {
-            (t.group, t.name): flat_D[t.offset : t.offset + t.num_values].reshape(t.shape) for t in self.tensors
+            (t.group, t.name): flat_D[t.offset : t.offset + t.num_values].reshape(t.shape)
+            for t in self.tensors
         }
 
 

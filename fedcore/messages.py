@@ -149,7 +149,9 @@ class UpdateHeader(BaseModel):
             UpdateRejected: MALFORMED, naming the first offending field.
         """
         if len(data) > MAX_HEADER_BYTES:
-            raise UpdateRejected(UpdateResult.MALFORMED, f"header of {len(data)} bytes, at most {MAX_HEADER_BYTES}")
+            raise UpdateRejected(
+                UpdateResult.MALFORMED, f"header of {len(data)} bytes, at most {MAX_HEADER_BYTES}"
+            )
         try:
             return UpdateHeader.model_validate_json(data)
         except ValidationError as error:
