@@ -1,0 +1,247 @@
+"""The client's computing: from a version of the global state to this client's update.
+
+No torch at import: the session starts, and refuses what it must refuse, before the second that torch takes.
+
+Shape legend: D values in the flat vector.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedclient.adapters import ADAPTERS
+from fedclient.tasks import TASKS
+from fedcore.errors import FedError
+from fedcore.jobfile import Job
+from fedcore.layout import Layout, Vector
+from fedcore.registry import Registry
+from fedcore.rng import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedclient.adapters.base import AdaptedModel
+    from fedclient.tasks.base import LocalData, Task
+
+# Torch has one global generator per process, and dropout and default initialisation draw from it. Simulated
+# clients share a process, so whoever has seeded it must be alone until it is put back.
+_GLOBAL_GENERATOR = threading.Lock()
+
+
+class Stopped(FedError):
+    """Local training was broken off because the client is shutting down or the work was withdrawn."""
+
+    code = "stopped"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One assignment, as far as computing is concerned.
+
+    Attributes:
+        job_id: names the run; the built model is kept under it between rounds.
+        job: the job file.
+        version: the version to start from.
+        client: this client's name.
+        seed: for this job, client and version; already derived by the caller.
+    """
+
+    job_id: str
+    job: Job
+    version: int
+    client: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a version on this client's held-out data, as means over `num_examples`."""
+
+    num_examples: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training gives.
+
+    Attributes:
+        delta_D: trained values minus the version they started from.
+        num_examples: how many examples were trained on.
+        metrics: of training, such as ``train_loss``.
+        evaluation: of the version that training started from; None if the client holds nothing out.
+    """
+
+    delta_D: Vector  # noqa: N815 - shape suffix
+    num_examples: int
+    metrics: dict[str, float]
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True)
+class _Built:
+    task: Task
+    data: LocalData
+    model: AdaptedModel
+
+
+class LocalWorker:
+    """Trains and evaluates for one client.
+
+    Synchronous; every method is called on one worker thread. On the CPU the same work, base and data give the
+    same bytes, in any process of the same machine. The built model and the loaded data of a job are kept
+    until `forget`.
+
+    Args:
+        data: this client's data options, given to the task.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads of torch, for the whole process.
+        tasks: where task names are looked up; None is the table of installed tasks.
+
+    Raises:
+        ConfigError: no such device.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, str],
+        device: str = "auto",
+        threads: int = 1,
+        tasks: Registry[type[Task]] | None = None,
+    ) -> None:
+        import torch
+
+        from fedclient.device import select_device
+
+        torch.set_num_threads(threads)
+        self._device = select_device(device)
+        self._options = dict(data)
+        self._tasks = TASKS if tasks is None else tasks
+        self._built: dict[str, _Built] = {}
+
+    @property
+    def device_description(self) -> str:
+        """One line: ``cpu (1 thread)``, ``cuda:0 NVIDIA H200``."""
+        from fedclient.device import describe_device
+
+        return describe_device(self._device)
+
+    def initialise(self, work: Work) -> tuple[Layout, Vector]:
+        """Return layout and values of version 0: the same on every client, for they depend on the job alone.
+
+        Raises:
+            InvalidInput: task, adapter or one of their parameters is not known here, or the data does not
+                fit.
+        """
+        # Built anew, because the cached model may have been trained on.
+        model = self._build_model(work, self._make_task(work))
+        return model.layout, model.read()
+
+    def layout(self, work: Work) -> Layout:
+        """Return the job's layout as this client computes it; raises like `initialise`."""
+        return self._get(work).model.layout
+
+    def train(
+        self,
+        work: Work,
+        base_D: Vector,
+        *,
+        progress: Callable[[float], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Trained:
+        """Evaluate `base_D` on the held-out data, then train from it on the training data.
+
+        Args:
+            work: what to do.
+            base_D: the version to start from; not changed.
+            progress: called with the part done, 0 to 1, after each step, on this thread.
+            stop: checked after each step.
+
+        Raises:
+            Stopped: `stop` was set.
+            LayoutError: `base_D` has another length than the layout.
+            InvalidInput: as for `initialise`.
+        """
+        import torch
+
+        from fedclient.tasks.base import TrainingRun
+
+        def tick(part: float) -> None:
+            if stop is not None and stop.is_set():
+                raise Stopped(f"stopped at {part:.0%} of version {work.version} of job {work.job_id}")
+            if progress is not None:
+                progress(part)
+
+        built = self._get(work)
+        if stop is not None and stop.is_set():
+            raise Stopped(f"stopped before version {work.version} of job {work.job_id}")
+        evaluation = self._evaluate(work, built, base_D)
+        built.model.write(base_D)
+        # What the model really starts from: a base that the model's own type had to round is not part of the
+        # delta.
+        start_D = built.model.read()
+        generator = torch.Generator().manual_seed(derive_seed(work.seed, "batches"))
+        with self._seeded(derive_seed(work.seed, "global")):
+            metrics = built.task.train(built.model, built.data.train, TrainingRun(work.job.training, generator, tick))
+        delta_D = built.model.read() - start_D
+        return Trained(delta_D, len(built.data.train), metrics, evaluation if evaluation.num_examples else None)
+
+    def evaluate(self, work: Work, base_D: Vector) -> Evaluation:
+        """Measure `base_D` on the held-out data; without any, 0 examples and no metrics. Raises like `train`."""
+        return self._evaluate(work, self._get(work), base_D)
+
+    def forget(self, job_id: str) -> None:
+        """Drop what is kept for a job; nothing happens if there is nothing."""
+        self._built.pop(job_id, None)
+
+    def _get(self, work: Work) -> _Built:
+        built = self._built.get(work.job_id)
+        if built is None:
+            task = self._make_task(work)
+            data = self._load(work, task)
+            built = self._built[work.job_id] = _Built(task, data, self._build_model(work, task))
+        return built
+
+    def _make_task(self, work: Work) -> Task:
+        section = work.job.task
+        return self._tasks.get(section.name)(section.params, self._options, work.job.job.seed)
+
+    def _load(self, work: Work, task: Task) -> LocalData:
+        from fedclient.tasks.base import LocalData
+
+        with self._seeded(derive_seed(work.job.job.seed, "load")):
+            data = task.load()
+        return LocalData(data.train.to(self._device), data.held_out.to(self._device))
+
+    def _build_model(self, work: Work, task: Task) -> AdaptedModel:
+        seed = derive_seed(work.job.job.seed, "initialise")
+        adapter = ADAPTERS.get(work.job.adapter.name)(work.job.adapter.params)
+        with self._seeded(derive_seed(seed, "model")):
+            # On the CPU first: initial values must not depend on where a client computes.
+            model = adapter.attach(task.build_model(), derive_seed(seed, "adapter"))
+        model.module.to(self._device)
+        return model
+
+    def _evaluate(self, work: Work, built: _Built, base_D: Vector) -> Evaluation:
+        held_out = built.data.held_out
+        if not len(held_out):
+            return Evaluation(0, {})
+        built.model.write(base_D)
+        with self._seeded(derive_seed(work.seed, "evaluate")):
+            return Evaluation(len(held_out), built.task.evaluate(built.model.module, held_out))
+
+    @contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Seed torch's global generators for the block and put them back after it."""
+        import torch
+
+        devices: list[torch.device] = [self._device] if self._device.type == "cuda" else []
+        with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed_all(seed)
+            yield
