@@ -1,0 +1,1 @@
+"""Who may speak to the server: the certificate authority, enrolment tokens and the check of every call."""

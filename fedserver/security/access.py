@@ -1,0 +1,120 @@
+"""The check of every call: whose certificate is this, and is its holder welcome now?
+
+TLS has already proved that the federation's authority signed the certificate and that the caller holds its key. What
+TLS does not know is checked here, on each call: a connection outlives its certificate, and gRPC knows no revocation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Protocol
+
+from cryptography import x509
+
+from fedcore.errors import Unauthenticated
+from fedcore.identity import Identity, Role, identity_of, serial_of
+
+_MAX_PEM_BYTES = 16 * 1024
+# About 2 KB each: every client of a large federation fits, so that heartbeats do not evict one another.
+_CACHED_CERTIFICATES = 16384
+
+
+class EnrolledClient(Protocol):
+    """What the state keeps of a client."""
+
+    @property
+    def serial(self) -> str:
+        """Serial of the certificate in force, as `fedcore.identity.serial_of` writes it."""
+        ...
+
+    @property
+    def revoked_at(self) -> float | None:
+        """Seconds since 1970 (UTC); None while the client is welcome."""
+        ...
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who makes a call, proved.
+
+    Attributes:
+        identity: from the certificate, never from a message.
+        serial: of the certificate, hexadecimal.
+    """
+
+    identity: Identity
+    serial: str
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    caller: Caller
+    valid_from_s: float
+    valid_until_s: float
+
+
+def admit(
+    certificate_pem: bytes,
+    *,
+    federation: str,
+    now_s: float,
+    client: Callable[[str], EnrolledClient | None],
+) -> Caller:
+    """Return who calls, if they may call now. Called for every RPC, from any thread.
+
+    Args:
+        certificate_pem: the peer's certificate, *already verified by TLS* against the federation's authority.
+        federation: this server's.
+        now_s: the wall clock, seconds since 1970 (UTC).
+        client: looks up a client by name, as it is at this moment; never a cached answer, or revocation comes late.
+
+    Raises:
+        Unauthenticated: the text says which check failed.
+    """
+    parsed = _parse(certificate_pem)
+    caller, identity = parsed.caller, parsed.caller.identity
+    if identity.federation != federation:
+        raise Unauthenticated(f"the certificate is of federation {identity.federation!r}, not of {federation!r}")
+    if now_s < parsed.valid_from_s:
+        raise Unauthenticated(f"the certificate of {identity.name!r} is not valid before {_time(parsed.valid_from_s)}")
+    if now_s >= parsed.valid_until_s:
+        raise Unauthenticated(f"the certificate of {identity.name!r} expired at {_time(parsed.valid_until_s)}")
+    match identity.role:
+        case Role.OPERATOR:
+            return caller
+        case Role.CLIENT:
+            _check_enrolled(caller, client(identity.name))
+            return caller
+        case Role.SERVER:
+            raise Unauthenticated("the server's own certificate does not entitle anybody to call it")
+
+
+def _check_enrolled(caller: Caller, record: EnrolledClient | None) -> None:
+    name = caller.identity.name
+    if record is None:
+        raise Unauthenticated(f"client {name!r} is not enrolled here")
+    if record.revoked_at is not None:
+        raise Unauthenticated(f"client {name!r} was revoked at {_time(record.revoked_at)}")
+    if record.serial != caller.serial:
+        raise Unauthenticated(f"client {name!r} was enrolled again: this certificate is no longer in force")
+
+
+@lru_cache(maxsize=_CACHED_CERTIFICATES)
+def _parse(certificate_pem: bytes) -> _Parsed:
+    # Only what the bytes themselves say is cached: time and enrolment are judged anew on each call.
+    if len(certificate_pem) > _MAX_PEM_BYTES:
+        raise Unauthenticated(f"the certificate has {len(certificate_pem)} bytes; the bound is {_MAX_PEM_BYTES}")
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        valid_from = certificate.not_valid_before_utc.timestamp()
+        valid_until = certificate.not_valid_after_utc.timestamp()
+    except ValueError as error:
+        raise Unauthenticated("no client certificate, or one that cannot be read") from error
+    return _Parsed(Caller(identity_of(certificate), serial_of(certificate)), valid_from, valid_until)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
