@@ -1,0 +1,160 @@
+"""The contract of an aggregation rule: updates in, one step out, in memory that does not grow with their number.
+
+A rule has one of three shapes (README.md). `Rule` is the contract of the first, the fold; coordinate-wise
+and Gram rules read spooled updates and will have protocols of their own in this file.
+
+Shape legend: D values in the flat vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal, Protocol, Self
+
+import numpy as np
+from pydantic import JsonValue
+
+from fedcore.errors import InvalidInput
+from fedcore.layout import Vector
+
+BLOCK_VALUES: Final = 1 << 18
+"""Values in a block of the mean unless the caller says otherwise: 1 MiB of float32."""
+
+MAX_WEIGHT: Final = 1 << 31
+MAX_COUNT_BITS: Final = 40
+MIN_ABS: Final = float(np.finfo(np.float32).tiny)
+MAX_ABS: Final = float(np.finfo(np.float32).max)
+
+
+def ceil_log2(count: int) -> int:
+    """Return the smallest b with count ≤ 2^b, for count ≥ 1."""
+    return (count - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much one fold may be given; whatever stays within it cannot overflow the fold.
+
+    Attributes:
+        max_updates: most updates of one version, at least 1.
+        max_weight: largest weight of one update, 1 to 2^31.
+        max_abs: largest magnitude of one value, any normal float32. An exact fold resolves values relative
+            to this bound, so it should be no larger than honest updates need.
+    """
+
+    max_updates: int
+    max_weight: int
+    max_abs: float
+
+    def __post_init__(self) -> None:
+        """Check the bounds, and that an exact sum in 64 bits keeps at least 22 bits of a value of weight 1.
+
+        Raises:
+            InvalidInput: a bound is out of bounds, or updates and weight together need more than 40 bits.
+        """
+        if self.max_updates < 1:
+            raise InvalidInput(f"max_updates {self.max_updates}: at least 1")
+        if not 1 <= self.max_weight <= MAX_WEIGHT:
+            raise InvalidInput(f"max_weight {self.max_weight}: from 1 to {MAX_WEIGHT}")
+        if not (math.isfinite(self.max_abs) and MIN_ABS <= self.max_abs <= MAX_ABS):
+            raise InvalidInput(f"max_abs {self.max_abs}: from {MIN_ABS} to {MAX_ABS}")
+        bits = ceil_log2(self.max_updates) + ceil_log2(self.max_weight)
+        if bits > MAX_COUNT_BITS:
+            raise InvalidInput(
+                f"{self.max_updates} updates of weight up to {self.max_weight} need {bits} bits of an exact sum, at"
+                f" most {MAX_COUNT_BITS}: lower the largest weight or the number of updates"
+            )
+
+
+@dataclass(frozen=True)
+class RuleTraits:
+    """What a rule is, for the check of a whole job before it starts.
+
+    Attributes:
+        shape: how it reads updates: folded on arrival, by coordinate, or through their inner products.
+        streams: an update is done with once it was given; nothing of it has to be kept for the rule.
+        exact: the same updates give the same bits in any order and any grouping.
+        needs_all: nothing can be computed before the last update is there.
+    """
+
+    shape: Literal["fold", "coordinate", "gram"]
+    streams: bool
+    exact: bool
+    needs_all: bool
+
+
+class Fold(Protocol):
+    """The open version's accumulator.
+
+    Not thread-safe: one caller at a time, which may be a worker thread.
+    """
+
+    @property
+    def num_updates(self) -> int:
+        """How many updates were added."""
+        ...
+
+    @property
+    def total_weight(self) -> int:
+        """The sum of their weights."""
+        ...
+
+    def add(self, blocks: Iterable[Vector], weight: int) -> None:
+        """Add one update of weight `weight`.
+
+        `blocks` are float32 vectors of any lengths which, one after the other, are the D values of the
+        update. They are read once, in order, and not kept or changed. The caller has checked that every
+        value is finite and of magnitude at most the capacity's `max_abs`; the fold does not look again, and
+        its sums mean nothing if the caller did not.
+
+        Raises:
+            ValueError: `weight` is below 1 or above the capacity's, or the fold has its `max_updates`
+                already: nothing was changed. Or the blocks are no float32 vectors or not D values in all,
+                or an earlier `add` failed in this way: the fold is broken.
+            Exception: whatever `blocks` raises passes through; the fold is broken.
+
+        A broken fold holds a part of an update that nobody can take out: every later call raises
+        ValueError, and the caller folds the journaled updates into a new one. Its counts stay those of the
+        whole updates.
+        """
+        ...
+
+    def mean_blocks(self, block_values: int = BLOCK_VALUES) -> Iterator[Vector]:
+        """Return the aggregate as new float32 blocks of `block_values` values, the last one shorter, D in all.
+
+        Reads only; adding may go on afterwards, but not while the blocks are read.
+
+        Raises:
+            ValueError: on the call, if there are no updates yet, the fold is broken, or `block_values` is
+                below 1.
+        """
+        ...
+
+
+class Rule(Protocol):
+    """A rule with its parameters; derive from `fedcore.plugin.Plugin` to get `configure` and `params`.
+
+    Immutable; may be shared between threads.
+    """
+
+    name: ClassVar[str]
+    traits: ClassVar[RuleTraits]
+
+    @classmethod
+    def configure(cls, params: Mapping[str, JsonValue]) -> Self:
+        """Return the rule with these parameters.
+
+        Raises:
+            InvalidInput: a parameter is unknown (the nearest known one is named), missing or out of bounds.
+        """
+        ...
+
+    def params(self) -> dict[str, JsonValue]:
+        """Return every parameter; `configure` takes them back."""
+        ...
+
+    def open(self, num_values: int, capacity: Capacity) -> Fold:
+        """Return an empty fold of D = `num_values` ≥ 1 values."""
+        ...

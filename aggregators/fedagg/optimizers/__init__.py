@@ -1,0 +1,1 @@
+"""Server optimisers: how an aggregate becomes a step of the global vector."""
