@@ -54,18 +54,14 @@ def differences(committed: dict[str, bytes], fresh: dict[str, bytes]) -> list[st
     """Return one line for every file that is missing, superfluous or stale."""
     lines = [f"missing: {path}" for path in sorted(fresh.keys() - committed.keys())]
     lines += [f"superfluous: {path}" for path in sorted(committed.keys() - fresh.keys())]
-    lines += [
-        f"stale: {path}" for path in sorted(fresh.keys() & committed.keys()) if fresh[path] != committed[path]
-    ]
+    lines += [f"stale: {path}" for path in sorted(fresh.keys() & committed.keys()) if fresh[path] != committed[path]]
     return lines
 
 
 def main() -> int:
     """Generate or check; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="compare with the committed stubs, write nothing"
-    )
+    parser.add_argument("--check", action="store_true", help="compare with the committed stubs, write nothing")
     if not parser.parse_args().check:
         for path in generated_files(PROTO_ROOT):
             (PROTO_ROOT / path).unlink()
