@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedcore.addresses import check_address
 from fedcore.errors import InvalidInput, NotFound, Refused, StateUnusable, Unauthenticated
 from fedcore.identity import (
     ENROLMENT_CONTEXT,
     Identity,
     Role,
     certificate_request,
-    check_address,
     identity_of,
+    is_issued_by,
+    load_certificate,
     new_signing_key,
     sign,
+    utc,
 )
 from fedcore.privatefiles import make_private_folder, read_private, remove_private, write_private
 
@@ -106,9 +108,12 @@ class ClientIdentity:
             write_private(folder / name, data)
 
     def check(self, now_s: float) -> None:
-        """Return if the server would accept this identity at `now_s` (wall clock, seconds since 1970), as far as one can see here.
+        """Return if the server would accept this identity at `now_s`, as far as one can see from here.
 
-        gRPC would only say that the server is unavailable.
+        Call it before dialling: gRPC would only say that the server is unavailable.
+
+        Args:
+            now_s: the wall clock, seconds since 1970 (UTC).
 
         Raises:
             StateUnusable: a certificate or the key cannot be read.
@@ -116,20 +121,21 @@ class ClientIdentity:
         """
         certificate, ca = _certificate(self.certificate_pem, "certificate"), _certificate(self.ca_pem, "ca")
         for what, checked in (("this client's certificate", certificate), ("the authority's certificate", ca)):
-            valid_from, valid_until = checked.not_valid_before_utc, checked.not_valid_after_utc
-            if now_s < valid_from.timestamp():
+            valid_from_s, valid_until_s = (
+                checked.not_valid_before_utc.timestamp(),
+                checked.not_valid_after_utc.timestamp(),
+            )
+            if now_s < valid_from_s:
                 raise Unauthenticated(
-                    f"{what} is not valid before {valid_from}, and here it is {_time(now_s)}: "
+                    f"{what} is not valid before {utc(valid_from_s)}, and here it is {utc(now_s)}: "
                     "is this machine's clock right?"
                 )
-            if now_s >= valid_until.timestamp():
+            if now_s >= valid_until_s:
                 raise Unauthenticated(
-                    f"{what} expired at {valid_until}: ask the operator for a new token and enroll again"
+                    f"{what} expired at {utc(valid_until_s)}: ask the operator for a new token and enroll again"
                 )
-        try:
-            certificate.verify_directly_issued_by(ca)
-        except (ValueError, TypeError, InvalidSignature) as error:
-            raise Unauthenticated("this client's certificate is not signed by the authority in ca.pem") from error
+        if not is_issued_by(certificate, ca):
+            raise Unauthenticated("this client's certificate is not signed by the authority in ca.pem")
         expected = Identity(self.federation, Role.CLIENT, self.client)
         if identity_of(certificate) != expected:
             raise Unauthenticated(
@@ -252,10 +258,6 @@ def _tls_key(data: bytes) -> ec.EllipticCurvePrivateKey:
 
 def _certificate(data: bytes, name: str) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificate(data)
-    except ValueError as error:
-        raise StateUnusable(f"{name}.pem is damaged: not a certificate in PEM") from error
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return load_certificate(data)
+    except InvalidInput as error:
+        raise StateUnusable(f"{name}.pem is damaged: {error}") from error

@@ -8,21 +8,21 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import ipaddress
 import json
-import math
 import re
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
+from fedcore.addresses import check_address
 from fedcore.errors import InvalidInput, Unauthenticated
 from fedcore.names import check_name
 
@@ -30,10 +30,12 @@ from fedcore.names import check_name
 ENROLMENT_CONTEXT: Final = b"roundtable-enrolment-v1"
 
 _MAX_TOKEN_CHARS = 8192
+_MAX_CERTIFICATE_BYTES = 16 * 1024
+_YEAR_10000_S = 253402300800.0
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _URI = re.compile(rf"roundtable://({_NAME})/(?:(server)|(client|operator)/({_NAME}))")
+_DAMAGED = "the token is damaged"
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
-_HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 
 _P25519 = 2**255 - 19
 # The y coordinates of the eight points of small order: for such a public key one signature fits many messages.
@@ -74,6 +76,34 @@ class Identity:
         return base if self.role is Role.SERVER else f"{base}/{self.name}"
 
 
+def load_certificate(pem: bytes) -> x509.Certificate:
+    """Return the one certificate in `pem`, whose key is of a known kind.
+
+    Raises:
+        InvalidInput: it is longer than 16 KiB, not PEM, not exactly one certificate, or malformed.
+    """
+    if len(pem) > _MAX_CERTIFICATE_BYTES:
+        raise InvalidInput(f"the certificate has {len(pem)} bytes; the bound is {_MAX_CERTIFICATE_BYTES}")
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+        for certificate in certificates:
+            certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise InvalidInput("not a certificate in PEM") from error
+    if len(certificates) != 1:
+        raise InvalidInput(f"{len(certificates)} certificates where there must be one")
+    return certificates[0]
+
+
+def is_issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Say whether `ca` signed `certificate` (issuer name and signature; not time, not constraints)."""
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
 def identity_of(certificate: x509.Certificate) -> Identity:
     """Return the identity in the certificate's only URI subject alternative name. The subject is never looked at.
 
@@ -96,6 +126,11 @@ def identity_of(certificate: x509.Certificate) -> Identity:
     return Identity(federation, Role(server or role), name or "server")
 
 
+def utc(seconds: float) -> str:
+    """Return a wall-clock time (seconds since 1970) as people read it, always in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def serial_of(certificate: x509.Certificate) -> str:
     """Return the serial number as it is stored and shown: lower-case hexadecimal without leading zeros."""
     return f"{certificate.serial_number:x}"
@@ -107,41 +142,6 @@ def certificate_request(key: EllipticCurvePrivateKey, identity: Identity) -> byt
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri)])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject).add_extension(names, critical=False)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def check_host(host: str, what: str = "host") -> str:
-    """Return `host` (a DNS name or an IP address without brackets) if a client could dial it.
-
-    Raises:
-        InvalidInput: it is neither, or it is the wildcard address, which one can only listen on.
-    """
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        labels = host.removesuffix(".").split(".")
-        # A name whose last label is a number would be read as an IPv4 address by some and as a name by others.
-        if len(host) > 253 or not all(map(_HOST_LABEL.fullmatch, labels)) or labels[-1].isdigit():
-            raise InvalidInput(f"{what} {host[:80]!r} is neither a DNS name nor an IP address") from None
-        return host
-    if address.is_unspecified:
-        raise InvalidInput(f"{what} {host!r} is an address to listen on; give the one that clients dial")
-    return host
-
-
-def check_address(address: str, what: str = "address") -> str:
-    """Return `address` if it is HOST:PORT (IPv6 addresses in brackets) that a client could dial.
-
-    Raises:
-        InvalidInput: it is not.
-    """
-    host, _, port = address.rpartition(":")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
-        raise InvalidInput(f"{what} {address[:80]!r} is not HOST:PORT with a port from 1 to 65535")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if bracketed != (":" in host):
-        raise InvalidInput(f"{what} {address[:80]!r} is not HOST:PORT; an IPv6 address stands in brackets")
-    check_host(host[1:-1] if bracketed else host, what)
-    return address
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,11 @@ class EnrolmentToken:
         check_name(self.client, "the token's client")
         if _SECRET.fullmatch(self.secret) is None:
             raise InvalidInput("the token's secret is not 43 characters of URL-safe base64")
-        if not (math.isfinite(self.expires_at) and self.expires_at > 0):
+        if not 0 < self.expires_at < _YEAR_10000_S:
             raise InvalidInput(f"the token's expires_at {self.expires_at} is not a time")
         try:
-            x509.load_pem_x509_certificate(self.ca_pem.encode("ascii"))
-        except ValueError:
+            load_certificate(self.ca_pem.encode("ascii"))
+        except ValueError:  # InvalidInput is one too
             raise InvalidInput("the token's ca_pem is not a certificate") from None
 
     def encode(self) -> str:
@@ -200,14 +200,13 @@ class EnrolmentToken:
             raise InvalidInput(f"the token is {len(text)} characters long; the bound is {_MAX_TOKEN_CHARS}")
         line = "".join(text.split())
         fields = _decode_fields(line)
-        if fields.get("v") != 1:
-            raise InvalidInput(f"the token has format {str(fields.get('v'))[:20]!r}; this version reads format 1")
-        check = fields.pop("check", None)
-        if check != _checksum(fields):
-            raise InvalidInput("the token is damaged (its checksum is wrong): copy it again, whole")
-        del fields["v"]
+        version = fields.get("v")
+        if isinstance(version, int) and version > 1:
+            raise InvalidInput(f"the token has format {version:.6g}; this version of Roundtable reads format 1")
         match fields:
             case {
+                "v": 1,
+                "check": str(check),
                 "server": str(server),
                 "enrol": str(enrol),
                 "federation": str(federation),
@@ -217,12 +216,15 @@ class EnrolmentToken:
                 "expires_at": float(expires_at),
                 **others,
             } if not others:
-                token = EnrolmentToken(server, enrol, federation, client, ca_pem, secret, expires_at)
+                del fields["check"]
             case _:
-                raise InvalidInput("the token does not hold the fields of an enrolment token")
+                raise InvalidInput(f"{_DAMAGED} (it lacks the fields of an enrolment token): copy it again, whole")
+        if check != _checksum(fields):
+            raise InvalidInput(f"{_DAMAGED} (its checksum is wrong): copy it again, whole")
+        token = EnrolmentToken(server, enrol, federation, client, ca_pem, secret, expires_at)
         # Base64 and JSON can write one thing in several ways; only one of them is a token.
         if token.encode() != line:
-            raise InvalidInput("the token is damaged (not in canonical form): copy it again, whole")
+            raise InvalidInput(f"{_DAMAGED} (not in canonical form): copy it again, whole")
         return token
 
 

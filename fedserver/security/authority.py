@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedcore.errors import InvalidInput, NotFound, Refused, StateUnusable, Unauthenticated
-from fedcore.identity import Identity, Role, identity_of
+from fedcore.identity import Identity, Role, identity_of, is_issued_by, load_certificate, utc
 from fedcore.privatefiles import make_private_folder, read_private, write_private
 from fedserver.security.certificates import check_hosts, hosts_of, key_pem, new_ca, new_leaf, pem
 
@@ -228,7 +228,7 @@ def _requested_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         public_key = request.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise InvalidInput("the signing request is not a PKCS #10 request in PEM with a known key") from error
     # The key's kind is looked at before its signature: no arithmetic on a 16384-bit key of somebody's choice.
     if not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key.curve.name != "secp256r1":
@@ -248,17 +248,16 @@ def _read_pair(folder: Path, name: str) -> _Pair:
     except NotFound as error:
         raise StateUnusable(f"no complete certificate authority: {error}; `fedserver init` makes one") from error
     try:
-        certificate = x509.load_pem_x509_certificate(certificate_data)
-        public_key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise StateUnusable(f"{folder / f'{name}.pem'} is damaged: not a certificate in PEM") from error
+        certificate = load_certificate(certificate_data)
+    except InvalidInput as error:
+        raise StateUnusable(f"{folder / f'{name}.pem'} is damaged: {error}") from error
     try:
         key = serialization.load_pem_private_key(key_data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise StateUnusable(f"{folder / f'{name}.key'} is damaged: not an unencrypted key in PEM") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise StateUnusable(f"{folder / f'{name}.key'} is not an ECDSA key")
-    if key.public_key() != public_key:
+    if key.public_key() != certificate.public_key():
         raise StateUnusable(f"{folder}: {name}.key is not the key of {name}.pem")
     return _Pair(certificate, key)
 
@@ -266,24 +265,23 @@ def _read_pair(folder: Path, name: str) -> _Pair:
 def _check_ca(folder: Path, ca: _Pair, now_s: float) -> None:
     try:
         constraints = ca.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        ca.certificate.verify_directly_issued_by(ca.certificate)
-    except (x509.ExtensionNotFound, ValueError, TypeError, InvalidSignature) as error:
-        raise StateUnusable(f"{folder}: ca.pem is not a self-signed CA certificate") from error
-    if not constraints.ca:
-        raise StateUnusable(f"{folder}: ca.pem is not a CA certificate")
-    valid_from, valid_until = ca.certificate.not_valid_before_utc, ca.certificate.not_valid_after_utc
-    if now_s < valid_from.timestamp():
-        raise StateUnusable(f"{folder}: ca.pem is not valid before {valid_from}; is this machine's clock right?")
-    if now_s >= valid_until.timestamp():
-        raise StateUnusable(f"{folder}: ca.pem expired at {valid_until}; the federation needs a new authority")
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+        raise StateUnusable(f"{folder}: ca.pem is not a CA certificate") from error
+    if not (constraints.ca and is_issued_by(ca.certificate, ca.certificate)):
+        raise StateUnusable(f"{folder}: ca.pem is not a self-signed CA certificate")
+    valid_from_s = ca.certificate.not_valid_before_utc.timestamp()
+    valid_until_s = ca.certificate.not_valid_after_utc.timestamp()
+    if now_s < valid_from_s:
+        raise StateUnusable(f"{folder}: ca.pem is not valid before {utc(valid_from_s)}; is this machine's clock right?")
+    if now_s >= valid_until_s:
+        raise StateUnusable(f"{folder}: ca.pem expired at {utc(valid_until_s)}; the federation needs a new authority")
 
 
 def _check_leaf(folder: Path, name: str, leaf: _Pair, ca: _Pair, role: Role) -> Identity:
+    if not is_issued_by(leaf.certificate, ca.certificate):
+        raise StateUnusable(f"{folder}: {name}.pem is not signed by ca.pem")
     try:
-        leaf.certificate.verify_directly_issued_by(ca.certificate)
         identity = identity_of(leaf.certificate)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise StateUnusable(f"{folder}: {name}.pem is not signed by ca.pem") from error
     except Unauthenticated as error:
         raise StateUnusable(f"{folder}: {name}.pem: {error}") from error
     if identity.role is not role:

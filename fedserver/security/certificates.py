@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedcore.addresses import check_host
 from fedcore.errors import InvalidInput
-from fedcore.identity import Identity, Role, check_host
+from fedcore.identity import Identity, Role
 
 # Clocks of clients may be behind the server's by this much.
 BACKDATED_S = 300

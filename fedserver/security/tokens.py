@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from datetime import UTC, datetime
 from typing import Protocol
 
 from fedcore.errors import InvalidInput, Unauthenticated
-from fedcore.identity import EnrolmentToken
+from fedcore.identity import EnrolmentToken, utc
 
 MAX_LIFETIME_S = 30 * 86400.0
 
@@ -76,14 +75,10 @@ def redeem(record: IssuedToken | None, now: float) -> str:
         raise Unauthenticated("this server has not issued that enrolment token")
     if record.used_at is not None:
         raise Unauthenticated(
-            f"the enrolment token for {record.client!r} was already used at {_time(record.used_at)}; ask for a new one"
+            f"the enrolment token for {record.client!r} was already used at {utc(record.used_at)}; ask for a new one"
         )
     if now >= record.expires_at:
         raise Unauthenticated(
-            f"the enrolment token for {record.client!r} expired at {_time(record.expires_at)}; ask for a new one"
+            f"the enrolment token for {record.client!r} expired at {utc(record.expires_at)}; ask for a new one"
         )
     return record.client
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
