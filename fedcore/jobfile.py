@@ -1,7 +1,7 @@
 """The job file: one TOML file that describes one training run, checked as a whole before anything starts.
 
 Sections that name a plugin (task, adapter, codec stages, rule, server optimiser) keep every further key as a parameter
-of that plugin; who runs the plugin checks them: the server its rule, codecs and optimiser, the client its task and adapter.
+of that plugin; who runs the plugin checks them: the server its rule, codecs and optimiser, the client task and adapter.
 """
 
 from __future__ import annotations
@@ -38,15 +38,23 @@ class _Plugin(BaseModel):
         """The section's keys that belong to the plugin."""
         return dict(self.__pydantic_extra__)
 
+    @model_validator(mode="after")
+    def _can_be_sent(self) -> Self:
+        """Refuse what `Job.to_json` could not write, such as integers of more than 4300 digits."""
+        for key, value in self.__pydantic_extra__.items():
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{key!r} cannot be written as JSON: {error}") from error
+        return self
+
 
 class JobSection(_Section):
     """What is trained, for how long."""
 
     name: Name = Field(description="Name of the run, shown everywhere.")
     rounds: int = Field(ge=1, le=1_000_000, description="How many versions to compute after version 0.")
-    seed: int = Field(
-        default=0, ge=0, lt=2**53, description="Every random choice of the job follows from it."
-    )
+    seed: int = Field(default=0, ge=0, lt=2**53, description="Every random choice of the job follows from it.")
     description: str = Field(default="", max_length=2000, description="Goes into the model card.")
 
 
@@ -54,9 +62,7 @@ class TaskSection(_Plugin):
     """The client-side task, by name, with its parameters."""
 
     name: Name = Field(description="A task that the clients have installed.")
-    data: str = Field(
-        default="", max_length=2000, description="What the data is, in words, for the model card."
-    )
+    data: str = Field(default="", max_length=2000, description="What the data is, in words, for the model card.")
 
 
 class AdapterSection(_Plugin):
@@ -68,18 +74,14 @@ class AdapterSection(_Plugin):
 class TrainingSection(_Section):
     """How a client trains on its own data between download and upload."""
 
-    local_epochs: int = Field(
-        default=1, ge=1, le=10_000, description="Passes over the client's training data."
-    )
+    local_epochs: int = Field(default=1, ge=1, le=10_000, description="Passes over the client's training data.")
     batch_size: int = Field(default=32, ge=1, le=1_000_000, description="Examples in one step.")
     optimizer: Literal["adamw", "sgd"] = Field(
         default="adamw", description="The client's optimiser; starts fresh each round."
     )
     learning_rate: float = Field(default=1e-3, gt=0, le=100, description="Of the client's optimiser.")
     weight_decay: float = Field(default=0.0, ge=0, le=100, description="Of the client's optimiser.")
-    max_grad_norm: float | None = Field(
-        default=None, gt=0, description="Clip each step's gradient to this L2 norm."
-    )
+    max_grad_norm: float | None = Field(default=None, gt=0, description="Clip each step's gradient to this L2 norm.")
 
 
 class CodecStage(_Plugin):
@@ -123,9 +125,7 @@ class AggregatorSection(_Plugin):
 class ServerOptimizerSection(_Plugin):
     """What the server does with the aggregated step."""
 
-    name: Name = Field(
-        default="none", description="none, momentum, adam, yogi, adagrad, or an installed one."
-    )
+    name: Name = Field(default="none", description="none, momentum, adam, yogi, adagrad, or an installed one.")
 
 
 class ScheduleSection(_Section):
@@ -143,7 +143,7 @@ class ScheduleSection(_Section):
         ge=1,
         description="Accepted updates that are enough at the deadline; default: half of buffer, rounded up.",
     )
-    deadline_s: float = Field(default=600.0, gt=0, le=7 * 86400, description="Seconds a version stays open.")
+    deadline_s: float = Field(default=600.0, ge=0.001, le=7 * 86400, description="Seconds a version stays open.")
     max_retries: int = Field(
         default=10, ge=0, le=1_000_000, description="Abandoned tries in a row after which the job fails."
     )
@@ -212,18 +212,19 @@ def load_job(path: Path) -> Job:
     """Read and check a job file.
 
     Raises:
-        JobFileError: the file cannot be read, is not TOML, or any key is unknown or out of bounds; all problems at once.
+        JobFileError: the file cannot be read, is not TOML, or has keys that are unknown or out of bounds, all at once.
     """
     source = str(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_JOB_BYTES + 1)
     except OSError as error:
         raise JobFileError(source, [f"cannot be read: {error.strerror}"]) from error
     if len(data) > MAX_JOB_BYTES:
-        raise JobFileError(source, [f"{len(data)} bytes, at most {MAX_JOB_BYTES}"])
+        raise JobFileError(source, [f"more than {MAX_JOB_BYTES} bytes"])
     try:
         tree = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: bad TOML or UTF-8, and integers of over 4300 digits
         raise JobFileError(source, [f"not TOML: {error}"]) from error
     return parse_job(tree, source)
 
@@ -235,12 +236,14 @@ def parse_job(tree: Any, source: str) -> Job:
         JobFileError: with one line for every problem: key path, value, and what would be right.
     """
     try:
-        return Job.model_validate(tree)
+        job = Job.model_validate(tree)
     except ValidationError as error:
-        problems = [
-            _problem(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()
-        ]
+        problems = [_problem(tree, item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()]
         raise JobFileError(source, problems) from error
+    num_bytes = len(job.to_json())  # escapes and defaults can make it longer than the file was
+    if num_bytes > MAX_JOB_BYTES:
+        raise JobFileError(source, [f"{num_bytes} bytes as JSON, at most {MAX_JOB_BYTES}"])
+    return job
 
 
 def job_schema() -> dict[str, Any]:
@@ -248,8 +251,8 @@ def job_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
 
 
-def _problem(location: Sequence[str | int], kind: str, text: str, value: object) -> str:
-    path = ".".join(str(part) for part in location) or "(file)"
+def _problem(tree: Any, location: Sequence[str | int], kind: str, text: str, value: object) -> str:
+    path = ".".join(_key_path(tree, location, missing=kind == "missing"))[:200] or "(file)"
     if kind == "extra_forbidden":
         known = _known_keys(location[:-1])
         guess = nearest(str(location[-1]), known)
@@ -257,9 +260,25 @@ def _problem(location: Sequence[str | int], kind: str, text: str, value: object)
         return f"{path}: unknown key; {hint}known: {', '.join(known)}"
     if kind == "missing":
         return f"{path}: is required"
-    if isinstance(value, Mapping):
-        return f"{path}: {text.removeprefix('Value error, ')}"
-    return f"{path}: {text.removeprefix('Value error, ')}, got {str(value)[:80]!r}"
+    text = text.removeprefix("Value error, ")
+    return f"{path}: {text}" if isinstance(value, Mapping) else f"{path}: {text}, got {_shown(value)}"
+
+
+def _key_path(tree: Any, location: Sequence[str | int], *, missing: bool) -> list[str]:
+    """Return `location` without pydantic's own words: inside a plugin's parameter it names the type of each value."""
+    path: list[str] = []
+    for part in location[:-1] if missing else location:
+        if isinstance(part, int) if isinstance(tree, list) else isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+            path.append(str(part))
+    return [*path, str(location[-1])] if missing else path
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(str(value)[:80])
+    except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
+        return f"{type(value).__name__} too large to show"
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:
