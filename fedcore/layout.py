@@ -29,7 +29,7 @@ DTYPES: Final = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor's place in the flat vector.
+    """One tensor's place in the flat vector; made with a name, shape or dtype out of bounds, it is a `LayoutError`.
 
     Attributes:
         group: which part of the update it belongs to, such as ``"adapter"`` or ``"head"``.
@@ -44,6 +44,10 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
     offset: int
+
+    def __post_init__(self) -> None:
+        """Check all but the offset, before anything is computed from the shape: it may be hostile."""
+        _check(self)
 
     @property
     def num_values(self) -> int:
@@ -62,14 +66,13 @@ class Layout:
         """Check the table as a whole.
 
         Raises:
-            LayoutError: a count, name, shape, dtype or offset is out of bounds, or a (group, name) occurs twice.
+            LayoutError: a count or offset is out of bounds, or a (group, name) occurs twice.
         """
         if not 0 < len(self.tensors) <= MAX_TENSORS:
             raise LayoutError(f"{len(self.tensors)} tensors: a layout holds 1 to {MAX_TENSORS}")
         offset = 0
         seen: set[tuple[str, str]] = set()
         for tensor in self.tensors:
-            _check(tensor)
             if (tensor.group, tensor.name) in seen:
                 raise LayoutError(f"tensor {tensor.group}/{tensor.name} occurs twice")
             seen.add((tensor.group, tensor.name))
@@ -87,7 +90,7 @@ class Layout:
         offset = 0
         for group, name, shape, dtype in tensors:
             specs.append(TensorSpec(group, name, tuple(int(size) for size in shape), dtype, offset))
-            offset += math.prod(specs[-1].shape)
+            offset += specs[-1].num_values
         return Layout(tuple(specs))
 
     @cached_property
@@ -130,9 +133,7 @@ class Layout:
             if value is None:
                 raise LayoutError(f"tensor {tensor.group}/{tensor.name} is missing")
             if value.shape != tensor.shape:
-                raise LayoutError(
-                    f"tensor {tensor.name} has shape {value.shape}, the layout says {tensor.shape}"
-                )
+                raise LayoutError(f"tensor {tensor.name} has shape {value.shape}, the layout says {tensor.shape}")
             flat_D[tensor.offset : tensor.offset + tensor.num_values] = value.reshape(-1)
         return flat_D
 
@@ -144,10 +145,7 @@ class Layout:
         """
         if flat_D.shape != (self.num_values,):
             raise LayoutError(f"vector of shape {flat_D.shape}, the layout says ({self.num_values},)")
-        return {
-            (t.group, t.name): flat_D[t.offset : t.offset + t.num_values].reshape(t.shape)
-            for t in self.tensors
-        }
+        return {(t.group, t.name): flat_D[t.offset : t.offset + t.num_values].reshape(t.shape) for t in self.tensors}
 
 
 def _check(tensor: TensorSpec) -> None:
@@ -159,7 +157,7 @@ def _check(tensor: TensorSpec) -> None:
     if len(tensor.shape) > MAX_DIMENSIONS:
         raise LayoutError(f"tensor {tensor.name}: {len(tensor.shape)} dimensions, at most {MAX_DIMENSIONS}")
     if any(not 0 < size <= MAX_VALUES for size in tensor.shape):
-        raise LayoutError(f"tensor {tensor.name}: shape {tensor.shape}, each size from 1 to {MAX_VALUES}")
+        raise LayoutError(f"tensor {tensor.name}: shape {str(tensor.shape)[:80]}, each size from 1 to {MAX_VALUES}")
 
 
 def _row(row: Any) -> tuple[str, str, tuple[int, ...], str]:
