@@ -149,14 +149,12 @@ class UpdateHeader(BaseModel):
             UpdateRejected: MALFORMED, naming the first offending field.
         """
         if len(data) > MAX_HEADER_BYTES:
-            raise UpdateRejected(
-                UpdateResult.MALFORMED, f"header of {len(data)} bytes, at most {MAX_HEADER_BYTES}"
-            )
+            raise UpdateRejected(UpdateResult.MALFORMED, f"header of {len(data)} bytes, at most {MAX_HEADER_BYTES}")
         try:
-            return UpdateHeader.model_validate_json(data)
+            return UpdateHeader.model_validate_json(data, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            path = ".".join(str(part) for part in first["loc"])
+            path = ".".join(["header", *map(str, first["loc"])])[:80]
             raise UpdateRejected(
-                UpdateResult.MALFORMED, f"header {path}: {first['msg']}, got {str(first['input'])[:80]!r}"
+                UpdateResult.MALFORMED, f"{path}: {first['msg']}, got {str(first['input'])[:80]!r}"
             ) from error
