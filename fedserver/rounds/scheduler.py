@@ -3,12 +3,12 @@
 Events go in, commands come out. It knows no sockets, threads, clock or database: time is a number that comes with each
 event. The daemon, the simulator and the property tests run this same code.
 
-A job goes through *stages*: INITIALISE (version 0), TRAIN (once for every further version), EVALUATE (the last version).
-A stage is tried in *attempts*. An attempt
+A job goes through *stages*: INITIALISE (version 0), TRAIN (once for every further version), EVALUATE (the last
+version). A stage is tried in *attempts*. An attempt
 
 1. waits for clients: until `cohort` are available, or until the deadline with at least a quorum;
-2. is open: it has been assigned and collects updates until `buffer` are accepted, or nobody is left who could send one, or
-   the deadline comes. With a quorum it closes; below, it is abandoned and tried again with a new attempt;
+2. is open: it has been assigned and collects updates until `buffer` are accepted, or nobody is left who could send
+   one, or the deadline comes. With a quorum it closes; below, it is abandoned and tried again with a new attempt;
 3. is closing: the engine computes the version and says `Written`.
 
 After `max_retries` abandoned attempts in a row the job fails, so nothing here waits for ever.
@@ -168,15 +168,16 @@ class Scheduler:
     ) -> Scheduler:
         """Go on after a restart, with what the journal says of the attempt that was open.
 
-        `working` and `accepted` are empty when nothing had been assigned. The attempt gets its whole deadline again: how
-        much of it had passed is not known on this process's clock.
+        `attempt` counts from 0 in each stage, so it is also how many were abandoned in a row. `working` and `accepted`
+        are empty when nothing had been assigned. The attempt gets its whole deadline again: how much of it had passed
+        is not known on this process's clock.
         """
         state = Scheduler(schedule, rounds, seed)
         if latest_version is not None:
             state.version = latest_version
             state.stage = WorkKind.TRAIN if latest_version < rounds else WorkKind.EVALUATE
         state._wait(now_s)
-        state.attempt = attempt
+        state.attempt = state.abandoned = attempt
         state.working, state.accepted = set(working), set(accepted)
         if state.working or state.accepted:
             state.phase = Phase.OPEN
