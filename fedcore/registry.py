@@ -34,9 +34,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Return every known name, sorted."""
-        return sorted(
-            {*self._builtins, *self._added, *(point.name for point in entry_points(group=self.group))}
-        )
+        return sorted({*self._builtins, *self._added, *(point.name for point in entry_points(group=self.group))})
 
     def add(self, name: str, plugin: T) -> None:
         """Register `plugin` in this process only, as a user's own task file does.

@@ -15,7 +15,7 @@ def derive_seed(seed: int, *keys: str | int) -> int:
     """Return a 63-bit seed for the stream named by `keys`.
 
     The seed is the head of SHA-256 over an unambiguous encoding of `seed` and `keys` (each with its type and length),
-    so different key lists never share a stream by accident: ``("a", "b")`` is not ``("ab",)``, and ``1`` is not ``"1"``.
+    so different key lists never share a stream by accident: ``("a", "b")`` is not ``("ab",)``, ``1`` is not ``"1"``.
     """
     digest = hashlib.sha256()
     for part in (seed, *keys):
