@@ -22,7 +22,7 @@ class Bf16(Plugin):
     """bfloat16, little-endian, two bytes a value: 8 bits of precision over float32's range.
 
     Rounds to nearest, ties to even. Infinities and signed zeros survive; a NaN stays a NaN and becomes
-    quiet. Finite values of magnitude 0x1.FFp127 (about 3.396e38) and above become infinities, as in every
+    quiet. Finite values of magnitude 0x1.FFp+127 (about 3.3961775e38) and above become infinities, as in every
     IEEE 754 rounding.
     """
 

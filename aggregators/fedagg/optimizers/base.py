@@ -57,7 +57,7 @@ class ServerOptimizer(Protocol):
         """Return what is added to the global vector, as a new vector.
 
         Args:
-            mean_D: the aggregate, finite and of magnitude at most 2^60; not changed.
+            mean_D: the aggregate, finite and of magnitude at most 2^40; not changed.
             slots_D: every slot's values for this block; updated in place.
             version: the number of the version that this step makes: 1 for the first. The same for all its
                 blocks.

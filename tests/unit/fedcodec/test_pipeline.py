@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from pydantic import JsonValue
+
+from fedcodec import Pipeline, build_pipeline
+from fedcore.errors import FrameError, InvalidInput, UnknownPlugin
+
+VALUES = np.array([1.0, -2.5, 1e-3], dtype=np.float32)
+
+
+def pipeline(codec: str = "raw") -> Pipeline:
+    return build_pipeline([{"codec": codec}])
+
+
+def frame(codec: str = "raw") -> bytes:
+    return pipeline(codec).encode(VALUES, np.random.default_rng(0))
+
+
+def test_frame_decodes_to_its_values() -> None:
+    np.testing.assert_array_equal(pipeline().decode(frame(), 3), VALUES)
+    np.testing.assert_allclose(pipeline("bf16").decode(frame("bf16"), 3), VALUES, rtol=2**-8)
+
+
+def test_decoded_vector_is_writable_and_its_own() -> None:
+    sent = frame()
+    decoded = pipeline().decode(sent, 3)
+    decoded += 1
+    assert sent == frame()
+
+
+def test_frame_may_be_a_view_into_a_larger_buffer() -> None:
+    buffer = memoryview(b"before" + frame() + b"after")
+    np.testing.assert_array_equal(pipeline().decode(buffer[6:-5], 3), VALUES)
+
+
+def test_frame_is_as_long_as_the_bound_says_for_fixed_size_codecs() -> None:
+    assert len(frame()) == pipeline().max_frame_bytes(3) == 15 + 12
+    assert len(frame("bf16")) == pipeline("bf16").max_frame_bytes(3) == 15 + 6
+
+
+def test_pipeline_reports_stages_that_build_it_again() -> None:
+    assert pipeline("bf16").as_json() == [{"codec": "bf16"}]
+    assert build_pipeline(pipeline("bf16").as_json()) == pipeline("bf16")
+    assert pipeline("bf16").wire_ids == (2,)
+
+
+def test_unknown_codec_names_the_known_ones() -> None:
+    with pytest.raises(UnknownPlugin, match=r"unknown codec 'bf-16': did you mean 'bf16'\? known: .*bf16.*raw"):
+        build_pipeline([{"codec": "bf-16"}])
+
+
+@pytest.mark.parametrize("stage", [{}, {"name": "raw"}, {"codec": 7}, {"codec": None}])
+def test_stage_without_a_codec_is_refused(stage: dict[str, JsonValue]) -> None:
+    with pytest.raises(InvalidInput, match="a stage names its codec"):
+        build_pipeline([stage])
+
+
+@pytest.mark.parametrize("names", [[], ["raw", "bf16"]])
+def test_pipeline_with_other_than_one_step_to_bytes_is_refused_with_a_sentence(names: list[str]) -> None:
+    with pytest.raises(InvalidInput, match="a pipeline turns values into bytes once"):
+        build_pipeline([{"codec": name} for name in names])
+
+
+def test_frame_of_another_codec_is_refused() -> None:
+    with pytest.raises(FrameError, match=r"stages \[2\], expected \[1\]"):
+        pipeline("raw").blocks(frame("bf16"), 3)
+
+
+def test_frame_of_another_number_of_values_is_refused() -> None:
+    with pytest.raises(FrameError, match="3 values, expected 4"):
+        pipeline().blocks(frame(), 4)
+
+
+def test_every_cut_and_any_extra_byte_is_refused_before_the_first_block() -> None:
+    for codec in ("raw", "bf16"):
+        whole = frame(codec)
+        for wrong in [*(whole[:size] for size in range(len(whole))), whole + b"\0"]:
+            with pytest.raises(FrameError):
+                pipeline(codec).blocks(wrong, 3)
+
+
+@pytest.mark.parametrize("num_stages", [0, 2, 17, 255])
+def test_header_with_another_number_of_stages_is_refused(num_stages: int) -> None:
+    wrong = b"RTF1" + bytes([num_stages]) + b"\1\0" * num_stages + struct.pack("<Q", 3) + VALUES.tobytes()
+    with pytest.raises(FrameError):
+        pipeline().blocks(wrong, 3)
+
+
+def test_frame_without_the_magic_is_refused() -> None:
+    with pytest.raises(FrameError, match="starts with b'RTF1', this one with b'RTF2'"):
+        pipeline().blocks(b"RTF2" + frame()[4:], 3)
+
+
+def test_declared_size_costs_no_memory_before_it_is_checked() -> None:
+    huge = 1 << 36
+    hostile = b"RTF1\1\1\0" + struct.pack("<Q", huge) + b"\0" * 100
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError):
+            pipeline().decode(hostile, huge)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 100_000
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros(3), np.zeros((1, 3), np.float32), np.zeros(0, np.float32), np.float32(1) * np.ones(())]
+)
+def test_only_float32_vectors_are_encoded(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+    with pytest.raises(ValueError, match=r"float32|0 values"):
+        pipeline().encode(values, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("block_values", [0, -1])
+def test_blocks_without_values_are_refused(block_values: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        pipeline().blocks(frame(), 3, block_values)
