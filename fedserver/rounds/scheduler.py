@@ -89,7 +89,7 @@ Event = Available | Unavailable | Accepted | Dropped | Written | Tick
 
 @dataclass(frozen=True)
 class Assign:
-    """Give this stage's work to `clients`."""
+    """Give this stage's work to `clients`; none of them counts as available until the next `Available`."""
 
     clients: tuple[str, ...]
 
@@ -235,6 +235,7 @@ class Scheduler:
         if len(candidates) >= self._wanted() or (late and len(candidates) >= self._quorum()):
             chosen = self._choose(candidates)
             self.working = set(chosen)
+            self.available -= self.working  # else a client lost to another job is chosen again until no try is left
             self.phase = Phase.OPEN
             self.since_s, self.deadline_s = now_s, now_s + self.schedule.deadline_s
             return [Assign(chosen)]
