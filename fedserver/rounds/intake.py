@@ -1,0 +1,309 @@
+"""The way of an update into the server: announce → receive → check → journal → fold → acknowledge.
+
+**Journal first, acknowledge after**: the answer "accepted" leaves this module only when the frame and the record that
+names it are durable. A rejection of work that was assigned is durable too, so asking again gives the same answer.
+
+Methods run on the event loop's thread; reading a whole frame (checks, fold) happens in worker threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from fedcore.errors import FrameError, Unauthenticated, UpdateRejected, UpdateResult
+from fedcore.identity import verify
+from fedcore.layout import Vector
+from fedcore.messages import SIGNATURE_CONTEXT, UpdateHeader, UploadState, WorkKind
+from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.engine import JobEngine, layout_of
+from fedserver.rounds.scheduler import Accepted, Dropped
+from fedserver.rounds.services import Services
+from fedserver.state.base import Bytes, Spool, UpdateRecord
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Announced:
+    """An update whose header was found in order; its frame may come now."""
+
+    client: str
+    header: UpdateHeader
+    header_bytes: bytes
+    signature: bytes
+    engine: JobEngine
+    attempt: Attempt
+
+
+class Upload:
+    """A frame on its way in, resumable: `num_bytes` is where to go on."""
+
+    def __init__(self, intake: Intake, announced: Announced, spool: Spool) -> None:
+        self._intake = intake
+        self._announced = announced
+        self._spool = spool
+
+    @property
+    def num_bytes(self) -> int:
+        """How much the server holds."""
+        return self._spool.num_bytes
+
+    @property
+    def complete(self) -> bool:
+        """Whether every announced byte is here."""
+        return self.num_bytes == self._announced.header.frame_bytes
+
+    async def append(self, offset: int, data: Bytes) -> None:
+        """Take the next chunk.
+
+        Raises:
+            UpdateRejected: WRONG_SIZE, the chunk does not start where the last one ended or goes on after the announced
+                end. Nothing was taken; the upload can be resumed.
+        """
+        end = offset + len(data)
+        if offset != self.num_bytes or end > self._announced.header.frame_bytes:
+            raise UpdateRejected(
+                UpdateResult.WRONG_SIZE,
+                f"chunk of bytes {offset} to {end}, expected one from {self.num_bytes} to at most"
+                f" {self._announced.header.frame_bytes}",
+            )
+        await self._intake.in_worker(self._spool.append, data)
+
+    async def finish(self) -> UploadState:
+        """Judge the whole update; the answer is durable."""
+        header = self._announced.header
+        return await self._intake.settle(
+            self._announced, lambda: self._spool.seal(header.frame_digest, header.frame_bytes)
+        )
+
+
+class Intake:
+    """See the module's text.
+
+    Args:
+        services: of the server.
+        federation: this server's name in update headers.
+        engine: finds a running job by id.
+        signing_key: finds the key that a client signs with; None: no such client.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        federation: str,
+        engine: Callable[[str], JobEngine | None],
+        signing_key: Callable[[str], bytes | None],
+    ) -> None:
+        self._services = services
+        self._federation = federation
+        self._engine = engine
+        self._signing_key = signing_key
+        self._settling: dict[str, asyncio.Task[UploadState]] = {}
+
+    def state_of(self, client: str, update_id: str) -> UploadState:
+        """Say how far an upload is, or what became of it."""
+        if recorded := self._recorded(client, update_id):
+            return recorded
+        return UploadState(self._services.blobs.spools().get(_spool_key(client, update_id), 0))
+
+    def announce(self, client: str, header_bytes: bytes, signature: bytes) -> Announced | UploadState:
+        """Check an update's header before any of its bytes are taken.
+
+        Returns:
+            What `upload` and `send` go on with, or the final answer if this update was settled before.
+
+        Raises:
+            UpdateRejected: counted and logged; it names the reason and the bound.
+        """
+        job = ""
+        try:
+            header = UpdateHeader.from_bytes(header_bytes)
+            self._check_signature(client, header_bytes, signature)
+            if header.federation != self._federation:
+                raise UpdateRejected(UpdateResult.BAD_SIGNATURE, f"signed for federation {header.federation!r}")
+            if recorded := self._recorded(client, header.update_id):
+                return recorded
+            engine = self._engine(header.job_id)
+            if engine is None:
+                late = self._services.store.job(header.job_id) is not None
+                reason = UpdateResult.TOO_LATE if late else UpdateResult.UNKNOWN_JOB
+                raise UpdateRejected(reason, f"job {header.job_id} is not running")
+            job = header.job_id
+            return Announced(client, header, header_bytes, signature, engine, engine.expecting(client, header))
+        except UpdateRejected as error:
+            self._count(job, client, error.reason, str(error))
+            raise
+
+    def upload(self, announced: Announced) -> Upload:
+        """Begin or resume a frame in chunks."""
+        spool = self._services.blobs.spool(_spool_key(announced.client, announced.header.update_id))
+        return Upload(self, announced, spool)
+
+    async def send(self, announced: Announced, frame: bytes) -> UploadState:
+        """Take a whole frame at once; the answer is durable."""
+        return await self.settle(announced, lambda: self._put(announced.header, frame))
+
+    async def settle(self, announced: Announced, store_frame: Callable[[], str]) -> UploadState:
+        """Make an update durable, check it, journal it, fold it.
+
+        It goes on to its end in a task of its own: a caller whose connection breaks changes nothing, and one that
+        comes again meanwhile waits for the same answer.
+        """
+        update_id = announced.header.update_id
+        task = self._settling.get(update_id)
+        if task is None:
+            task = asyncio.create_task(self._settle(announced, store_frame))
+            self._settling[update_id] = task
+            task.add_done_callback(lambda _: self._settling.pop(update_id, None))
+        return await asyncio.shield(task)
+
+    async def _settle(self, announced: Announced, store_frame: Callable[[], str]) -> UploadState:
+        header, engine, attempt = announced.header, announced.engine, announced.attempt
+        try:
+            with attempt.receiving(header.assignment_id):
+                blob, result, text = None, UpdateResult.ACCEPTED, ""
+                try:
+                    blob = await self.in_worker(store_frame)
+                    await self.in_worker(self._check, announced, blob)
+                except UpdateRejected as error:
+                    result, text = error.reason, str(error)
+                await self._journal(announced, blob, result, text)
+                if result is UpdateResult.ACCEPTED:
+                    attempt.accept(announced.client, header, blob)
+                    await self._fold(announced, blob)
+        except UpdateRejected as error:  # the attempt closed meanwhile, or has this client's update already
+            self._count(header.job_id, announced.client, error.reason, str(error))
+            return UploadState(0, error.reason, str(error))
+        engine.uplink_bytes += header.frame_bytes + len(announced.header_bytes) + len(announced.signature)
+        self._services.metrics.transferred(header.job_id, "uplink", header.kind.value, header.frame_bytes)
+        accepted = result is UpdateResult.ACCEPTED
+        self._count(header.job_id, announced.client, result, text)
+        engine.release(
+            announced.client,
+            header.assignment_id,
+            Accepted(announced.client) if accepted else Dropped(announced.client),
+        )
+        return UploadState(header.frame_bytes, result, text)
+
+    async def _journal(self, announced: Announced, blob: str | None, result: UpdateResult, text: str) -> None:
+        header, attempt = announced.header, announced.attempt
+        update = UpdateRecord(
+            update_id=header.update_id,
+            assignment_id=header.assignment_id,
+            job_id=header.job_id,
+            version=attempt.version,
+            attempt=attempt.number,
+            kind=attempt.kind,
+            client=announced.client,
+            result=result,
+            text=text,
+            header=announced.header_bytes,
+            signature=announced.signature,
+            blob=blob,
+            frame_bytes=header.frame_bytes,
+            num_examples=header.num_examples,
+            metrics=json.dumps(header.metrics, sort_keys=True),
+            received_at=self._services.clock.wall_s(),
+        )
+        done = replace(attempt.assignments[header.assignment_id], ended="done", text=text)
+        await self._services.journal.write(update, done)
+
+    async def _fold(self, announced: Announced, blob: str | None) -> None:
+        attempt, engine = announced.attempt, announced.engine
+        if attempt.fold is None or blob is None or engine.layout is None:
+            return
+        frame = self._services.blobs.open(blob)
+        blocks = engine.plan.uplink.blocks(frame, engine.layout.num_values)
+        started_s = time.perf_counter()
+        async with attempt.folding:
+            await self.in_worker(attempt.fold.add, blocks, engine.plan.weight_of(announced.header))
+        self._services.metrics.fold_seconds.labels(engine.job_id).observe(time.perf_counter() - started_s)
+
+    def _check(self, announced: Announced, blob: str) -> None:
+        """Decode the whole frame once and look at every value, before it can touch the sum."""
+        header, engine, attempt = announced.header, announced.engine, announced.attempt
+        if attempt.kind is WorkKind.TRAIN and header.num_examples < 1:
+            raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, "num_examples 0, an update needs at least 1")
+        pipeline = engine.pipeline_of(attempt.kind)
+        if pipeline is None:
+            return
+        layout = layout_of(header) if attempt.kind is WorkKind.INITIALISE else engine.layout
+        assert layout is not None
+        try:
+            blocks = pipeline.blocks(self._services.blobs.open(blob), layout.num_values)
+            check_values(blocks, engine.job.aggregator.max_abs)
+        except FrameError as error:
+            raise UpdateRejected(UpdateResult.MALFORMED, str(error)) from error
+
+    def _check_signature(self, client: str, header_bytes: bytes, signature: bytes) -> None:
+        key = self._signing_key(client)
+        if key is None:
+            raise UpdateRejected(UpdateResult.BAD_SIGNATURE, f"client {client!r} has no signing key")
+        try:
+            verify(key, SIGNATURE_CONTEXT, header_bytes, signature)
+        except Unauthenticated as error:
+            raise UpdateRejected(UpdateResult.BAD_SIGNATURE, str(error)) from error
+
+    def _put(self, header: UpdateHeader, frame: bytes) -> str:
+        if len(frame) != header.frame_bytes:
+            raise UpdateRejected(
+                UpdateResult.WRONG_SIZE, f"frame of {len(frame)} bytes, announced were {header.frame_bytes}"
+            )
+        digest = hashlib.sha256(frame).hexdigest()
+        if digest != header.frame_digest:
+            raise UpdateRejected(
+                UpdateResult.WRONG_DIGEST, f"frame {digest[:12]}, announced was {header.frame_digest[:12]}"
+            )
+        return self._services.blobs.put(frame)
+
+    def _recorded(self, client: str, update_id: str) -> UploadState | None:
+        record = self._services.store.update(update_id)
+        if record is None or record.client != client:
+            return None
+        return UploadState(record.frame_bytes, record.result, record.text)
+
+    def _count(self, job: str, client: str, result: UpdateResult, text: str) -> None:
+        self._services.metrics.update(job, result)
+        level = logging.DEBUG if result is UpdateResult.ACCEPTED else logging.WARNING
+        log.log(level, "update", extra={"job": job, "client": client, "result": result.value, "text": text})
+
+    async def in_worker(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `call` in a worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._services.workers, lambda: call(*args, **kwargs))
+
+
+def check_values(blocks: Iterable[Vector], max_abs: float) -> None:
+    """Look at every value.
+
+    Raises:
+        UpdateRejected: NOT_FINITE or OUT_OF_BOUNDS; the text names the first such value, its place and the bound.
+    """
+    start = 0
+    for block in blocks:
+        # One pass when all is well: comparisons with NaN are false, so NaN fails here too.
+        if not (np.abs(block) <= max_abs).all():
+            place = int(np.argmin(np.abs(block) <= max_abs))
+            value = float(block[place])
+            if not np.isfinite(value):
+                raise UpdateRejected(UpdateResult.NOT_FINITE, f"value {start + place} is {value}")
+            raise UpdateRejected(
+                UpdateResult.OUT_OF_BOUNDS, f"value {start + place} is {value:g}, at most {max_abs:g} is allowed"
+            )
+        start += block.size
+
+
+def _spool_key(client: str, update_id: str) -> str:
+    """Name an upload by who sends it, so that nobody can write into another client's."""
+    return hashlib.sha256(f"{client}\0{update_id}".encode()).hexdigest()[:32]

@@ -1,0 +1,77 @@
+"""A job's plugins, built once: everything about a job file that only the server can check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedagg import build_optimizer, build_rule
+from fedagg.base import Capacity, Fold, Rule
+from fedagg.optimizers.base import ServerOptimizer
+from fedcodec import Pipeline, build_pipeline
+from fedcore.errors import InvalidInput, JobFileError
+from fedcore.jobfile import CodecStage, Job
+from fedcore.messages import UpdateHeader
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job with its pipelines, rule and optimiser."""
+
+    job: Job
+    uplink: Pipeline
+    downlink: Pipeline
+    rule: Rule
+    optimizer: ServerOptimizer
+
+    def open_fold(self, num_values: int) -> Fold:
+        """Return an empty fold for one version.
+
+        Every client that is assigned may send one update, so the sum's capacity is theirs.
+        """
+        schedule, aggregator = self.job.schedule, self.job.aggregator
+        capacity = Capacity(
+            max_updates=schedule.clients_to_assign,
+            max_weight=aggregator.max_examples,
+            max_abs=aggregator.max_abs,
+        )
+        return self.rule.open(num_values, capacity)
+
+    def weight_of(self, header: UpdateHeader) -> int:
+        """Return an update's weight: its sample count, which the client declares itself and the job therefore caps."""
+        return min(header.num_examples, self.job.aggregator.max_examples)
+
+
+def make_plan(job: Job, source: str) -> Plan:
+    """Build a job's plugins.
+
+    Raises:
+        JobFileError: a plugin is unknown, its parameters are wrong, or the parts do not fit; every problem at once.
+    """
+    problems: list[str] = []
+    uplink = _pipeline("compression.uplink", job.compression.uplink, problems)
+    downlink = _pipeline("compression.downlink", job.compression.downlink, problems)
+    rule = optimizer = None
+    try:
+        rule = build_rule(job.aggregator.rule, job.aggregator.params)
+    except InvalidInput as error:
+        problems.append(f"aggregator: {error}")
+    try:
+        optimizer = build_optimizer(job.server_optimizer.name, job.server_optimizer.params)
+    except InvalidInput as error:
+        problems.append(f"server_optimizer: {error}")
+    if uplink is None or downlink is None or rule is None or optimizer is None:
+        raise JobFileError(source, problems)
+    plan = Plan(job, uplink, downlink, rule, optimizer)
+    try:
+        plan.open_fold(1)
+    except InvalidInput as error:
+        raise JobFileError(source, [f"aggregator: {error}"]) from error
+    return plan
+
+
+def _pipeline(where: str, stages: list[CodecStage], problems: list[str]) -> Pipeline | None:
+    try:
+        return build_pipeline([{"codec": stage.codec, **stage.params} for stage in stages])
+    except InvalidInput as error:
+        problems.append(f"{where}: {error}")
+        return None

@@ -1,0 +1,77 @@
+"""After a restart: what the journal says about a job that was running."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fedcore.errors import UpdateResult
+from fedcore.layout import Layout
+from fedcore.messages import UpdateHeader, WorkKind
+from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.plan import Plan
+from fedserver.rounds.scheduler import Scheduler
+from fedserver.rounds.services import Services
+from fedserver.state.base import AttemptRecord, JobRecord, VersionRecord
+
+
+class Recovered(NamedTuple):
+    """Where the job goes on; `attempt` is None when nothing was open."""
+
+    latest: VersionRecord | None
+    scheduler: Scheduler
+    attempt: Attempt | None
+
+
+def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Services) -> Recovered:
+    """Read a running job's state, and fold again what had been accepted for the open version.
+
+    Because folding is exact, the sum is bit for bit the one that was lost. Runs in a worker thread.
+    """
+    store, job = services.store, plan.job
+    latest = store.latest_version(record.job_id)
+    fresh = Scheduler.resume(
+        job.schedule,
+        job.job.rounds,
+        job.job.seed,
+        services.clock.now_s(),
+        latest_version=None if latest is None else latest.version,
+        attempt=0,
+        working=(),
+        accepted=(),
+    )
+    tried = [
+        attempt
+        for attempt in store.attempts(record.job_id)
+        if attempt.kind is fresh.stage and attempt.version == fresh.version
+    ]
+    attempt = _reopen(tried[-1], plan, layout, services) if tried and not tried[-1].outcome else None
+    scheduler = Scheduler.resume(
+        job.schedule,
+        job.job.rounds,
+        job.job.seed,
+        services.clock.now_s(),
+        latest_version=None if latest is None else latest.version,
+        attempt=len(tried) if attempt is None else attempt.number,
+        working=() if attempt is None else attempt.unfinished(),
+        accepted=() if attempt is None else attempt.headers,
+    )
+    return Recovered(latest, scheduler, attempt)
+
+
+def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: Services) -> Attempt:
+    store = services.store
+    fold = plan.open_fold(layout.num_values) if record.kind is WorkKind.TRAIN and layout is not None else None
+    attempt = Attempt(record.kind, record.version, record.attempt, services.clock.now_s(), fold)
+    for assignment in store.assignments(record.job_id, record.version, record.attempt, record.kind):
+        attempt.assignments[assignment.assignment_id] = assignment
+        if assignment.ended:
+            attempt.ended.add(assignment.assignment_id)
+    for update in store.updates(record.job_id, record.version, record.attempt, record.kind):
+        if update.result is not UpdateResult.ACCEPTED:
+            continue
+        header = UpdateHeader.from_bytes(update.header)
+        attempt.accept(update.client, header, update.blob)
+        if fold is not None and layout is not None and update.blob is not None:
+            frame = services.blobs.open(update.blob)
+            fold.add(plan.uplink.blocks(frame, layout.num_values), plan.weight_of(header))
+    return attempt

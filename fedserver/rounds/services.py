@@ -1,0 +1,29 @@
+"""What the rooms of the server share, handed in by the composition root."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from fedcore.clock import Clock
+from fedserver.metrics import Metrics
+from fedserver.rounds.fleet import Fleet
+from fedserver.state.base import Blobs, Store
+from fedserver.state.journal import Journal
+
+
+@dataclass(frozen=True)
+class Services:
+    """Storage, clock, metrics and threads of one server, and the clients that are connected to it.
+
+    Attributes:
+        workers: threads for what takes long, so that the event loop never does.
+    """
+
+    store: Store
+    journal: Journal
+    blobs: Blobs
+    fleet: Fleet
+    clock: Clock
+    metrics: Metrics
+    workers: Executor
