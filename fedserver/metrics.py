@@ -146,7 +146,7 @@ class Metrics:
         )
         self.transferred_bytes = Counter(
             "roundtable_transferred_bytes_total",
-            "Bytes of frames, sent again after a resume or not, by direction and kind of work.",
+            "Bytes of frames, by direction and kind of work.",
             ("job", "direction", "kind"),
             registry=reg,
         )
@@ -260,7 +260,7 @@ class Metrics:
             job: the job that the bytes belong to.
             direction: one of `DIRECTIONS`, as the client sees it: uplink is towards the server.
             kind: the work they belong to, one of `KINDS`.
-            num_bytes: as sent, so a part that is sent twice counts twice.
+            num_bytes: of the frame, without the headers around it.
 
         Raises:
             ValueError: an unknown direction or kind.
