@@ -5,8 +5,8 @@ FedError
 │   ├── JobFileError            a job file; carries every problem found, each with its key path
 │   ├── ConfigError             server or client settings
 │   ├── UnknownPlugin           no codec, rule, adapter, task … of that name
-│   └── LayoutError             tensors that do not fit a layout
-├── FrameError                  bytes that are not a valid frame
+│   ├── LayoutError             tensors that do not fit a layout
+│   └── FrameError              bytes that are not a valid frame
 ├── NotFound                    no such job, version, client
 ├── Refused                     the server will not do it
 │   ├── Unauthenticated         no certificate, a revoked one, a bad token or signature
