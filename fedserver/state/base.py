@@ -52,7 +52,7 @@ class ClientRecord:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """An enrolment token, known by the SHA-256 (hex) of its secret. Once `used_at` is set it cannot be written again."""
+    """An enrolment token, known by the SHA-256 (hex) of its secret. Once used it cannot be written again."""
 
     KEY: ClassVar[tuple[str, ...]] = ("secret_sha256",)
 
@@ -195,11 +195,13 @@ Record: TypeAlias = (
 
 
 class Store(Protocol):
-    """Keeps records. Synchronous: `write` is called on one thread at a time (`Journal` sees to that), and blocks for as
-    long as the disk takes; reads may be called from any thread, at any time, and see every finished `write`.
+    """Keeps records.
 
-    Lists are in the order in which their records were first written, but for clients (by name) and versions (by number).
-    Every method raises `StorageFailed` (full, read-only, input/output error) or `StateUnusable` (damaged).
+    Synchronous: `write` is called on one thread at a time (`Journal` sees to that), and blocks for as long as the
+    disk takes; reads may be called from any thread, at any time, and see every finished `write`.
+
+    Lists are in the order in which their records were first written, but for clients (by name) and versions (by
+    number). Every method raises `StorageFailed` (full, read-only, input/output error) or `StateUnusable` (damaged).
     """
 
     def write(self, records: Sequence[Record]) -> None:
@@ -306,9 +308,9 @@ class BlobWriter(Protocol):
 class Spool(Protocol):
     """A blob that arrives in pieces, possibly over several connections and restarts of the server.
 
-    There is one object for a key, whoever asks; its methods may be called from any thread. What is appended survives the
-    death of the process; after a loss of power it may be shorter, so a sender always asks for `num_bytes` first. A spool
-    does not know how much it may take: the caller compares with the announced size *before* appending.
+    There is one object for a key, whoever asks; its methods may be called from any thread. What is appended survives
+    the death of the process; after a loss of power it may be shorter, so a sender always asks for `num_bytes` first.
+    A spool does not know how much it may take: the caller compares with the announced size *before* appending.
     """
 
     @property
@@ -330,7 +332,7 @@ class Spool(Protocol):
 
         Raises:
             UpdateRejected: WRONG_SIZE or WRONG_DIGEST; the spool is discarded, the sender must begin anew.
-            StorageFailed: the spool is as before.
+            StorageFailed: likewise discarded.
             NotFound: the spool was sealed or discarded meanwhile.
         """
         ...
