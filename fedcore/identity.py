@@ -202,7 +202,7 @@ class EnrolmentToken:
         fields = _decode_fields(line)
         version = fields.get("v")
         if isinstance(version, int) and version > 1:
-            raise InvalidInput(f"the token has format {version:.6g}; this version of Roundtable reads format 1")
+            raise InvalidInput(f"the token has format {str(version)[:20]}; this version of Roundtable reads format 1")
         match fields:
             case {
                 "v": 1,
