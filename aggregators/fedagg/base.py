@@ -8,7 +8,6 @@ Shape legend: D values in the flat vector.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, Protocol, Self
@@ -25,7 +24,8 @@ BLOCK_VALUES: Final = 1 << 18
 MAX_WEIGHT: Final = 1 << 31
 MAX_COUNT_BITS: Final = 40
 MIN_ABS: Final = float(np.finfo(np.float32).tiny)
-MAX_ABS: Final = float(np.finfo(np.float32).max)
+# Well below the end of float32, so that a mean at the bound may be rounded up and stays finite.
+MAX_ABS: Final = 2.0**100
 
 
 def ceil_log2(count: int) -> int:
@@ -40,7 +40,7 @@ class Capacity:
     Attributes:
         max_updates: most updates of one version, at least 1.
         max_weight: largest weight of one update, 1 to 2^31.
-        max_abs: largest magnitude of one value, any normal float32. An exact fold resolves values relative
+        max_abs: largest magnitude of one value, 2^-126 to 2^100. An exact fold resolves values relative
             to this bound, so it should be no larger than honest updates need.
     """
 
@@ -58,7 +58,7 @@ class Capacity:
             raise InvalidInput(f"max_updates {self.max_updates}: at least 1")
         if not 1 <= self.max_weight <= MAX_WEIGHT:
             raise InvalidInput(f"max_weight {self.max_weight}: from 1 to {MAX_WEIGHT}")
-        if not (math.isfinite(self.max_abs) and MIN_ABS <= self.max_abs <= MAX_ABS):
+        if not MIN_ABS <= self.max_abs <= MAX_ABS:
             raise InvalidInput(f"max_abs {self.max_abs}: from {MIN_ABS} to {MAX_ABS}")
         bits = ceil_log2(self.max_updates) + ceil_log2(self.max_weight)
         if bits > MAX_COUNT_BITS:

@@ -13,6 +13,9 @@ from fedcodec.frame import check_payload_bytes
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
 
+CHUNK_VALUES: Final = 1 << 14
+"""Values rounded at once: what is computed on the way stays in a core's cache."""
+
 _EXPONENT: Final = np.uint32(0x7F80_0000)
 _MAGNITUDE: Final = np.uint32(0x7FFF_FFFF)
 _QUIET: Final = np.uint32(0x0040)
@@ -42,8 +45,8 @@ class Bf16(Plugin):
         """See `Codec.encode`; draws nothing."""
         bits_D = np.ascontiguousarray(values_D, dtype=np.float32).view(np.uint32)
         halves_D = np.empty(bits_D.size, dtype="<u2")
-        for start in range(0, bits_D.size, BLOCK_VALUES):
-            halves_D[start : start + BLOCK_VALUES] = _round(bits_D[start : start + BLOCK_VALUES])
+        for start in range(0, bits_D.size, CHUNK_VALUES):
+            halves_D[start : start + CHUNK_VALUES] = _round(bits_D[start : start + CHUNK_VALUES])
         return halves_D.view(np.uint8).data
 
     def max_payload_bytes(self, num_values: int) -> int:
@@ -73,5 +76,7 @@ def _round(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     # Wraps for some NaNs only, which are replaced below.
     rounded += bits
     rounded >>= np.uint32(16)
-    np.copyto(rounded, upper | _QUIET, where=(bits & _MAGNITUDE) > _EXPONENT)
+    nan = (bits & _MAGNITUDE) > _EXPONENT
+    if nan.any():
+        np.copyto(rounded, upper | _QUIET, where=nan)
     return rounded

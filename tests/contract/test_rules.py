@@ -1,0 +1,205 @@
+"""What every rule must do, ours or installed: each is tried with its defaults."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedagg import RULES, Capacity, Fold, Rule
+from fedcore.errors import InvalidInput
+from fedcore.layout import Vector
+
+CATALOGUE = Path(__file__).parents[2] / "aggregators" / "fedagg" / "README.md"
+D = 1000
+CAPACITY = Capacity(max_updates=40, max_weight=100, max_abs=2.0)
+
+pytestmark = pytest.mark.parametrize("name", RULES.names())
+
+
+def make(name: str) -> Rule:
+    return RULES.get(name).configure({})
+
+
+def updates(num_updates: int, num_values: int = D) -> list[tuple[Vector, int]]:
+    rng = np.random.default_rng(7)
+    return [(rng.uniform(-2, 2, num_values).astype(np.float32), int(rng.integers(1, 101))) for _ in range(num_updates)]
+
+
+def folded(name: str, given: list[tuple[Vector, int]]) -> Fold:
+    fold = make(name).open(given[0][0].size, CAPACITY)
+    for values, weight in given:
+        fold.add([values], weight)
+    return fold
+
+
+def aggregate(fold: Fold) -> Vector:
+    return np.concatenate(list(fold.mean_blocks()))
+
+
+def test_rule_is_registered_under_its_own_name(name: str) -> None:
+    assert RULES.get(name).name == name
+
+
+def test_catalogue_lists_every_rule_of_ours(name: str) -> None:
+    if RULES.get(name).__module__.startswith("fedagg."):
+        assert f"| `{name}` |" in CATALOGUE.read_text("utf-8")
+
+
+def test_parameters_survive_json(name: str) -> None:
+    rule = make(name)
+    assert RULES.get(name).configure(json.loads(json.dumps(rule.params()))) == rule
+
+
+def test_unknown_parameter_is_refused_by_name(name: str) -> None:
+    with pytest.raises(InvalidInput, match="no-such-parameter"):
+        RULES.get(name).configure({"no-such-parameter": 1})
+
+
+def test_fold_streams_and_waits_for_nobody(name: str) -> None:
+    traits = make(name).traits
+    assert traits.shape != "fold" or (traits.streams and not traits.needs_all)
+
+
+def test_counts_follow_the_updates(name: str) -> None:
+    given = updates(5)
+    empty = make(name).open(D, CAPACITY)
+    assert (empty.num_updates, empty.total_weight) == (0, 0)
+    fold = folded(name, given)
+    assert (fold.num_updates, fold.total_weight) == (5, sum(weight for _, weight in given))
+
+
+def test_aggregate_is_finite_and_within_the_bound(name: str) -> None:
+    result = aggregate(folded(name, updates(9)))
+    assert result.shape == (D,)
+    assert result.dtype == np.float32
+    assert (np.abs(result) <= CAPACITY.max_abs).all()
+
+
+def test_exact_rule_does_not_depend_on_the_order(name: str) -> None:
+    if not make(name).traits.exact:
+        pytest.skip("does not claim to be exact")
+    given = updates(12)
+    expected = aggregate(folded(name, given)).tobytes()
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(len(given))
+        assert aggregate(folded(name, [given[i] for i in order])).tobytes() == expected
+
+
+@pytest.mark.parametrize("block_values", [1, 7, 999, 1000, 5000])
+def test_cutting_updates_into_blocks_changes_nothing(name: str, block_values: int) -> None:
+    given = updates(3)
+    fold = make(name).open(D, CAPACITY)
+    for values, weight in given:
+        fold.add((values[start : start + block_values] for start in range(0, D, block_values)), weight)
+    assert aggregate(fold).tobytes() == aggregate(folded(name, given)).tobytes()
+
+
+@pytest.mark.parametrize("block_values", [1, 7, 999, 1000, 5000])
+def test_aggregate_comes_in_blocks_of_the_asked_size(name: str, block_values: int) -> None:
+    fold = folded(name, updates(3))
+    blocks = list(fold.mean_blocks(block_values))
+    assert [block.size for block in blocks[:-1]] == [block_values] * (len(blocks) - 1)
+    assert np.concatenate(blocks).tobytes() == aggregate(fold).tobytes()
+
+
+def test_updates_may_be_read_only_and_are_not_changed(name: str) -> None:
+    given = updates(3)
+    before = [values.tobytes() for values, _ in given]
+    for values, _ in given:
+        values.flags.writeable = False
+    folded(name, given)
+    assert [values.tobytes() for values, _ in given] == before
+
+
+def test_reading_the_aggregate_changes_nothing(name: str) -> None:
+    given = updates(6)
+    fold = folded(name, given[:3])
+    for block in fold.mean_blocks():
+        block.fill(1)
+    for values, weight in given[3:]:
+        fold.add([values], weight)
+    assert aggregate(fold).tobytes() == aggregate(folded(name, given)).tobytes()
+
+
+@pytest.mark.parametrize("weight", [0, -1, 101])
+def test_weight_out_of_bounds_leaves_the_fold_as_it_was(name: str, weight: int) -> None:
+    given = updates(3)
+    fold = folded(name, given)
+    with pytest.raises(ValueError, match=f"weight {weight}"):
+        fold.add([given[0][0]], weight)
+    assert fold.num_updates == 3
+    assert aggregate(fold).tobytes() == aggregate(folded(name, given)).tobytes()
+
+
+def test_update_above_capacity_leaves_the_fold_as_it_was(name: str) -> None:
+    given = updates(CAPACITY.max_updates)
+    fold = folded(name, given)
+    with pytest.raises(ValueError, match="40 updates"):
+        fold.add([given[0][0]], 1)
+    assert fold.num_updates == CAPACITY.max_updates
+    assert aggregate(fold).tobytes() == aggregate(folded(name, given)).tobytes()
+
+
+def interrupted(values: Vector) -> Iterator[Vector]:
+    yield values[: D // 2]
+    raise OSError("disk went away")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        (lambda values: [values[:-1]], ValueError),
+        (lambda values: [values, values[:1]], ValueError),
+        (lambda values: [], ValueError),
+        (lambda values: [values.astype(np.float64)], ValueError),
+        (lambda values: [values.reshape(1, -1)], ValueError),
+        (interrupted, OSError),
+    ],
+    ids=["short", "long", "empty", "float64", "matrix", "interrupted"],
+)
+def test_update_that_ends_badly_breaks_the_fold(
+    name: str, blocks: Callable[[Vector], list[Vector]], expected: type[Exception]
+) -> None:
+    given = updates(3)
+    fold = folded(name, given)
+    with pytest.raises(expected):
+        fold.add(blocks(given[0][0]), 1)
+    assert (fold.num_updates, fold.total_weight) == (3, sum(weight for _, weight in given))
+    with pytest.raises(ValueError, match="broken"):
+        fold.add([given[0][0]], 1)
+    with pytest.raises(ValueError, match="broken"):
+        fold.mean_blocks()
+
+
+def test_nothing_has_no_aggregate(name: str) -> None:
+    with pytest.raises(ValueError, match="no updates"):
+        make(name).open(D, CAPACITY).mean_blocks()
+
+
+def test_fold_and_block_of_no_values_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        make(name).open(0, CAPACITY)
+    with pytest.raises(ValueError, match="at least 1"):
+        folded(name, updates(1)).mean_blocks(0)
+
+
+def test_memory_does_not_grow_with_the_number_of_updates(name: str) -> None:
+    if not make(name).traits.streams:
+        pytest.skip("does not claim to stream")
+    num_values = 1 << 18
+    values = updates(1, num_values)[0][0]
+    fold = make(name).open(num_values, CAPACITY)
+    fold.add([values], 1)
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            fold.add([values], 1)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 * num_values
