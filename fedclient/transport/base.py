@@ -18,7 +18,7 @@ from fedcore.messages import Assignment, Cancel, Decline, Heartbeat, Hello, Uplo
 
 
 class Session(Protocol):
-    """The client's presence at the server, from `Transport.connect` until its block is left or the connection breaks."""
+    """The client's presence at the server: from `Transport.connect` to the end of its block or of the connection."""
 
     @property
     def heartbeat_interval_s(self) -> float:
@@ -85,9 +85,7 @@ class Transport(Protocol):
         """
         ...
 
-    async def upload(
-        self, header: bytes, signature: bytes, frame: bytes | memoryview, offset: int
-    ) -> UploadState:
+    async def upload(self, header: bytes, signature: bytes, frame: bytes | memoryview, offset: int) -> UploadState:
         """Send `frame` from `offset` to its end in chunks and return what the server made of it.
 
         A rejected update is not an error: the state says so, and the answer is durable.
