@@ -157,3 +157,11 @@ def test_equal_updates_average_to_themselves() -> None:
 def test_negative_zeros_average_to_zero() -> None:
     fold = folded(Capacity(2, 1, 1.0), [([-0.0], 1), ([-0.0], 1)])
     assert mean(fold).tobytes() == np.float32(0.0).tobytes()
+
+
+def test_values_go_to_the_nearest_grid_point_and_ties_to_the_even_one() -> None:
+    capacity = Capacity(1 << 20, 1 << 20, 1.0)
+    grid = 2.0 ** -scale_bits(capacity)
+    halves = [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.49, 0.51, -0.49, -0.51, 1.75]
+    fold = folded(capacity, [([half * grid for half in halves], 1)])
+    assert (mean(fold) / np.float32(grid)).tolist() == [0, 2, 2, 0, -2, -2, 0, 1, 0, -1, 2]
