@@ -307,6 +307,13 @@ def test_an_oversized_token_is_refused_unread() -> None:
         EnrolmentToken.decode("A" * 100_000)
 
 
+def test_a_mistyped_value_is_told_apart_from_a_bad_one() -> None:
+    line = token(client="site-1").encode()
+    text = base64.urlsafe_b64decode(line + "=" * (-len(line) % 4)).replace(b"site-1", b"site-2")
+    with pytest.raises(InvalidInput, match="its checksum is wrong"):
+        EnrolmentToken.decode(base64.urlsafe_b64encode(text).decode().rstrip("="))
+
+
 def test_a_second_encoding_of_the_same_fields_is_no_token() -> None:
     line = token().encode()
     fields = json.loads(base64.urlsafe_b64decode(line + "=" * (-len(line) % 4)))

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from fedcore.errors import InvalidInput, Refused, StateUnusable, Unauthenticated
 from fedcore.identity import Identity, Role, certificate_request, identity_of, is_issued_by
 from fedserver.security.authority import CA_LIFETIME_S, DAY_S, Authority
+from fedserver.security.certificates import new_leaf
 
 NOW_S = 1_800_000_000.0
 HOSTS = ["fl.example.org", "10.1.2.3", "::1"]
@@ -202,6 +203,28 @@ def test_roles_cannot_be_exchanged(folder: Path) -> None:
     for suffix in ("pem", "key"):
         shutil.copy(folder / f"operator.{suffix}", folder / f"server.{suffix}")
     with pytest.raises(StateUnusable, match="operator/operator, not of the server"):
+        load_at(folder, NOW_S)
+
+
+def test_two_federations_under_one_root_are_noticed(folder: Path) -> None:
+    ca_key, key = (
+        serialization.load_pem_private_key((folder / name).read_bytes(), None) for name in ("ca.key", "operator.key")
+    )
+    assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    other = Identity("other", Role.OPERATOR, "operator")
+    leaf = new_leaf(x((folder / "ca.pem").read_bytes()), ca_key, key.public_key(), other, NOW_S, 365 * DAY_S)
+    (folder / "operator.pem").write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
+    with pytest.raises(StateUnusable, match="of different federations"):
+        load_at(folder, NOW_S)
+
+
+def test_a_key_of_another_kind_is_named(folder: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "ca.key").write_bytes(key)
+    with pytest.raises(StateUnusable, match=r"ca\.key is not an ECDSA key"):
         load_at(folder, NOW_S)
 
 
