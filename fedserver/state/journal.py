@@ -114,11 +114,7 @@ class Journal:
                 entry.durable.set_exception(_stopped(error))
 
     def _flushed(self, task: asyncio.Task[None]) -> None:
-        error: BaseException | None
-        if task.cancelled():
-            error = asyncio.CancelledError("the event loop is shutting down")
-        else:
-            error = task.exception()
+        error = asyncio.CancelledError("the event loop stopped") if task.cancelled() else task.exception()
         if error is not None:
             failure = StorageFailed(f"the journal stopped: {type(error).__name__}: {error}")
             failure.__cause__ = error
