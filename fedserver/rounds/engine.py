@@ -49,6 +49,7 @@ class JobEngine:
         record: the job as the journal has it.
         attempt: what is open or closing; None while waiting for clients and after the end.
         latest: the newest version; None before version 0.
+        evaluated: the newest version whose evaluation is known.
     """
 
     def __init__(self, record: JobRecord, plan: Plan, services: Services, changed: Callable[[], None]) -> None:
@@ -57,7 +58,9 @@ class JobEngine:
         self.attempt: Attempt | None = None
         self.layout: Layout | None = Layout.from_json(record.layout) if record.layout else None
         self.latest: VersionRecord | None = None
-        self.uplink_bytes = self.downlink_bytes = 0  # of the open round
+        self.evaluated: VersionRecord | None = None
+        self.uplink_bytes = self.downlink_bytes = 0  # since the last version
+        self.total_bytes = (0, 0)  # uplink and downlink up to the last version
         self._services = services
         self._changed = changed
         self._events: asyncio.Queue[tuple[sched.Event, AbstractContextManager[None]]] = asyncio.Queue()
@@ -191,10 +194,14 @@ class JobEngine:
         records: list[Record] = await self._retire(unfinished, "the version has closed")
         figures = evaluation_of(attempt.headers.values())
         if figures and self.latest is not None:
-            self.latest = replace(self.latest, metrics=json.dumps(figures, sort_keys=True))
+            self.latest = self.evaluated = replace(self.latest, metrics=json.dumps(figures, sort_keys=True))
             self._services.metrics.evaluated(self.job_id, version=self.latest.version, figures=figures)
         if attempt.kind is WorkKind.EVALUATE and self.latest is not None:
-            self.latest = replace(self.latest, downlink_bytes=self.latest.downlink_bytes + self.downlink_bytes)
+            self.latest = replace(
+                self.latest,
+                uplink_bytes=self.latest.uplink_bytes + self.uplink_bytes,
+                downlink_bytes=self.latest.downlink_bytes + self.downlink_bytes,
+            )
         if self.latest is not None:
             records.append(self.latest)
         if attempt.kind is not WorkKind.EVALUATE:
@@ -206,6 +213,7 @@ class JobEngine:
             self._services.metrics.round_closed(
                 self.job_id, version=self.latest.version, seconds=self._now_s() - attempt.opened_s
             )
+        self.total_bytes = (self.total_bytes[0] + self.uplink_bytes, self.total_bytes[1] + self.downlink_bytes)
         self.uplink_bytes = self.downlink_bytes = 0
         records.append(self._ended(attempt, "closed", ""))
         await self._services.journal.write(*records)
@@ -302,6 +310,17 @@ class JobEngine:
         """Return how the frames of this kind of work are encoded; None: there is no frame."""
         return {WorkKind.INITIALISE: RAW, WorkKind.TRAIN: self.plan.uplink, WorkKind.EVALUATE: None}[kind]
 
+    async def declined(self, client: str, assignment_id: str, reason: str) -> None:
+        """A client will not do the work that it was given; work of another job is none of ours."""
+        attempt = self.attempt
+        expected = None if attempt is None else attempt.assignments.get(assignment_id)
+        if attempt is None or expected is None or expected.client != client or assignment_id in attempt.ended:
+            return
+        attempt.ended.add(assignment_id)
+        await self._services.journal.write(replace(expected, ended="declined", text=reason))
+        log.warning("declined", extra={"job": self.job_id, "client": client, "reason": reason})
+        self.release(client, assignment_id, sched.Dropped(client, refuses=True))
+
     def release(self, client: str, assignment_id: str, event: sched.Event) -> None:
         """An assignment's outcome is durable: tell the scheduler, and free the client."""
         self.post(event)
@@ -368,7 +387,7 @@ class JobEngine:
         found = await asyncio.get_running_loop().run_in_executor(
             self._services.workers, recover, self.record, self.plan, self.layout, self._services
         )
-        self.latest, self._scheduler, self.attempt = found
+        self.latest, self._scheduler, self.attempt, self.total_bytes = found
 
     def _set_alarm(self) -> None:
         """Wake the scheduler at its deadline."""

@@ -11,8 +11,8 @@ from fedcore.messages import UpdateHeader
 def evaluation_of(headers: Iterable[UpdateHeader]) -> dict[str, float]:
     """Return each metric's mean over clients, weighted by held-out examples, and their total as ``num_examples``.
 
-    The sums are exact (`math.fsum`), so the order in which updates came does not matter. A metric that only some clients
-    report is averaged over those. No client measured anything: an empty dict.
+    The sums are exact (`math.fsum`), so the order in which updates came does not matter. A metric that only some
+    clients report is averaged over those. No client measured anything: an empty dict.
     """
     measured = [header for header in headers if header.evaluated_examples > 0 and header.evaluation]
     figures: dict[str, float] = {}

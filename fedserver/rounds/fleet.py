@@ -41,30 +41,31 @@ class Seat:
     Attributes:
         work: the assignment that it has in hand, "" when idle.
         progress: of that work, 0 to 1, as last said.
+        seen_s: when it last said anything, on the server's clock.
     """
 
     client: str
     hello: Hello
     work: str = ""
     progress: float = 0.0
-    _orders: asyncio.Queue[Assignment | Cancel | FedError] = field(default_factory=asyncio.Queue)
+    seen_s: float = 0.0
+    _orders: asyncio.Queue[Assignment | Cancel | FedError | None] = field(default_factory=asyncio.Queue)
 
     def order(self, order: Assignment | Cancel) -> None:
         """Send an order; it waits here until the client's stream takes it."""
         self._orders.put_nowait(order)
 
-    def close(self, reason: FedError) -> None:
-        """End the session; its reader gets `reason` after the orders before it."""
+    def close(self, reason: FedError | None) -> None:
+        """End the session after the orders before this; with a `reason` its reader gets that as an error."""
         self._orders.put_nowait(reason)
 
     async def orders(self) -> AsyncIterator[Assignment | Cancel]:
-        """Yield orders as they come.
+        """Yield orders as they come, until the session is closed.
 
         Raises:
             FedError: what `close` was given.
         """
-        while True:
-            order = await self._orders.get()
+        while (order := await self._orders.get()) is not None:
             if isinstance(order, FedError):
                 raise order
             yield order
@@ -112,8 +113,7 @@ class Fleet:
         if self._seats.get(seat.client) is not seat:
             return
         del self._seats[seat.client]
-        if reason is not None:
-            seat.close(reason)
+        seat.close(reason)
         for job in self._jobs:
             job.busy(seat.client, gone=True)
 

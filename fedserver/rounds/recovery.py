@@ -15,11 +15,16 @@ from fedserver.state.base import AttemptRecord, JobRecord, VersionRecord
 
 
 class Recovered(NamedTuple):
-    """Where the job goes on; `attempt` is None when nothing was open."""
+    """Where the job goes on; `attempt` is None when nothing was open.
+
+    `total_bytes` (uplink, downlink) counts up to the newest version: bytes of a round that a restart interrupted
+    are not in it.
+    """
 
     latest: VersionRecord | None
     scheduler: Scheduler
     attempt: Attempt | None
+    total_bytes: tuple[int, int]
 
 
 def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Services) -> Recovered:
@@ -55,7 +60,9 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
         working=() if attempt is None else attempt.unfinished(),
         accepted=() if attempt is None else attempt.headers,
     )
-    return Recovered(latest, scheduler, attempt)
+    versions = store.versions(record.job_id)
+    totals = sum(row.uplink_bytes for row in versions), sum(row.downlink_bytes for row in versions)
+    return Recovered(latest, scheduler, attempt, totals)
 
 
 def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: Services) -> Attempt:

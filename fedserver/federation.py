@@ -1,0 +1,204 @@
+"""The server without a wire: its jobs and the clients that work on them.
+
+The gRPC services and the simulator's in-process transport are two thin doors to this one class. Who calls has been
+authenticated before; names given here are true. Runs on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+
+from fedcore.errors import InvalidInput, NotFound, Refused
+from fedcore.jobfile import Job
+from fedcore.messages import Decline, Heartbeat, Hello
+from fedserver.rounds.engine import JobEngine
+from fedserver.rounds.fleet import Fleet, Seat
+from fedserver.rounds.intake import Intake
+from fedserver.rounds.plan import make_plan
+from fedserver.rounds.scheduler import Dropped
+from fedserver.rounds.services import Services
+from fedserver.state.base import JobRecord, JobStatus, VersionRecord
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_INTERVAL_S = 10.0
+SILENCE_S = 3 * HEARTBEAT_INTERVAL_S
+
+
+class Federation:
+    """See the module's text.
+
+    Attributes:
+        intake: where updates go.
+        engines: running jobs by id.
+    """
+
+    def __init__(self, services: Services, federation: str, signing_key: Callable[[str], bytes | None]) -> None:
+        self.services = services
+        self.federation = federation
+        self.engines: dict[str, JobEngine] = {}
+        self.intake = Intake(services, federation, self.engines.get, signing_key)
+        self._tasks: asyncio.TaskGroup | None = None
+        self._change = asyncio.Event()
+
+    @property
+    def fleet(self) -> Fleet:
+        """The connected clients."""
+        return self.services.fleet
+
+    async def run(self) -> None:
+        """Go on with every unfinished job, and take new ones, until cancelled.
+
+        Raises:
+            ExceptionGroup: an engine or the watch over silent clients failed; the server has to stop.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            for record in self.services.store.jobs():
+                if record.status is JobStatus.RUNNING:
+                    self._start(record, Job.from_json(record.spec))
+            tasks.create_task(self._watch_silence())
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    async def submit(self, spec: bytes) -> JobRecord:
+        """Journal and start a job.
+
+        Raises:
+            JobFileError: it cannot be run by this server.
+        """
+        job = Job.from_json(spec)
+        make_plan(job, "job")
+        record = JobRecord(
+            uuid.uuid4().hex, job.job.name, job.to_json(), JobStatus.RUNNING, self.services.clock.wall_s()
+        )
+        await self.services.journal.write(record)
+        self._start(record, job)
+        log.info("submitted", extra={"job": record.job_id, "job_name": job.job.name})
+        return record
+
+    async def stop_job(self, job_id: str) -> JobRecord:
+        """End a running job; what it has computed stays.
+
+        Raises:
+            NotFound: no such job.
+        """
+        if (engine := self.engines.get(job_id)) is not None:
+            await engine.stop(JobStatus.STOPPED, "stopped by an operator")
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> JobRecord:
+        """Return a job by id or, if only one is called so, by name.
+
+        Raises:
+            NotFound: no such job; the text says which there are.
+            InvalidInput: several jobs have the name.
+        """
+        if (engine := self.engines.get(job_id)) is not None:
+            return engine.record
+        jobs = self.services.store.jobs()
+        found = [record for record in jobs if record.job_id == job_id] or [
+            record for record in jobs if record.name == job_id
+        ]
+        if not found:
+            known = ", ".join(f"{record.name} ({record.job_id[:8]})" for record in jobs[-10:])
+            raise NotFound(f"no job {job_id!r}; known: {known or 'none'}")
+        if len(found) > 1:
+            ids = ", ".join(record.job_id for record in found)
+            raise InvalidInput(f"{len(found)} jobs are called {job_id!r}, name one by its id: {ids}")
+        return found[0]
+
+    def version(self, job_id: str, version: int | None) -> VersionRecord:
+        """Return a version of a job, or its newest.
+
+        Raises:
+            NotFound: no such job or version.
+        """
+        store = self.services.store
+        found = store.latest_version(job_id) if version is None else store.version(job_id, version)
+        if found is None:
+            what = "a version yet" if version is None else f"version {version}"
+            raise NotFound(f"job {job_id!r} does not have {what}")
+        return found
+
+    def frame(self, job_id: str, version: int) -> memoryview:
+        """Return a version as clients download it.
+
+        Raises:
+            NotFound: no such job or version.
+        """
+        return self.services.blobs.open(self.version(job_id, version).frame_blob)
+
+    def sent(self, job_id: str, num_bytes: int) -> None:
+        """Count bytes of a frame that went to a client."""
+        if (engine := self.engines.get(job_id)) is not None:
+            engine.downlink_bytes += num_bytes
+            self.services.metrics.transferred(job_id, "downlink", engine.state.stage.value, num_bytes)
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    def join(self, client: str, hello: Hello) -> Seat:
+        """Seat a connected client."""
+        seat = self.fleet.join(client, hello)
+        seat.seen_s = self.services.clock.now_s()
+        log.info("client joined", extra={"client": client, "software": hello.software, "device": hello.device})
+        self._fleet_changed()
+        return seat
+
+    def leave(self, seat: Seat) -> None:
+        """A client's session has ended."""
+        self.fleet.leave(seat)
+        log.info("client left", extra={"client": seat.client})
+        self._fleet_changed()
+
+    def cut(self, client: str, reason: Refused) -> None:
+        """End a client's session, and expect nothing more of the work that it has in hand."""
+        for engine in self.engines.values():
+            if engine.attempt is not None and (assignment_id := engine.attempt.assignment_of(client)):
+                engine.attempt.ended.add(assignment_id)
+                engine.post(Dropped(client))
+        if (seat := self.fleet.seats.get(client)) is not None:
+            self.fleet.leave(seat, reason)
+
+    async def heard(self, seat: Seat, event: Heartbeat | Decline) -> None:
+        """Take what a client says in its session."""
+        seat.seen_s = self.services.clock.now_s()
+        match event:
+            case Heartbeat():
+                self.fleet.heartbeat(seat, event)
+                self._changed()
+            case Decline(assignment_id, reason):
+                for engine in self.engines.values():
+                    await engine.declined(seat.client, assignment_id, reason[:500])
+
+    async def _watch_silence(self) -> None:
+        clock = self.services.clock
+        while True:
+            await clock.sleep(HEARTBEAT_INTERVAL_S)
+            for seat in list(self.fleet.seats.values()):
+                if clock.now_s() - seat.seen_s > SILENCE_S:
+                    self.fleet.leave(seat, Refused(f"silent for more than {SILENCE_S:g} s"))
+
+    # -- who watches -------------------------------------------------------------------------------------------------
+
+    def next_change(self) -> asyncio.Event:
+        """Return an event that is set with the next change of anything that `status` shows."""
+        return self._change
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+    def _fleet_changed(self) -> None:
+        self.services.metrics.clients_connected.set(len(self.fleet.seats))
+        self._changed()
+
+    def _start(self, record: JobRecord, job: Job) -> None:
+        assert self._tasks is not None, "run() is not running"
+        engine = JobEngine(record, make_plan(job, record.name), self.services, self._changed)
+        self.engines[record.job_id] = engine
+        task = self._tasks.create_task(engine.run(), name=f"job {record.job_id}")
+        task.add_done_callback(lambda _: self.engines.pop(record.job_id, None))
