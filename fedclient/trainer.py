@@ -194,6 +194,10 @@ class LocalWorker:
         """Measure `base_D` on the held-out data; without any, 0 examples and no metrics. Raises like `train`."""
         return self._evaluate(work, self._get(work), base_D)
 
+    def describe(self, work: Work) -> str:
+        """Return the task's Markdown for the model card; raises like `initialise`."""
+        return self._make_task(work).describe()
+
     def forget(self, job_id: str) -> None:
         """Drop what is kept for a job; nothing happens if there is nothing."""
         self._built.pop(job_id, None)

@@ -62,7 +62,7 @@ def _problem(
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Return the keys of the model found by following `location` through nested models and unions."""
+    """Return the keys of the model found by following `location` through nested models."""
     for part in location:
         found = model.model_fields.get(str(part))
         inner = _model_in(found.annotation) if found else None

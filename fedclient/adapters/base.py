@@ -86,7 +86,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def attach(self, model: nn.Module, seed: int) -> AdaptedModel:
-        """Adapt `model` in place.
+        """Adapt `model` in place, without changing what it computes so far.
 
         The same model, parameters and seed give the same layout and the same values on every machine:
         whatever is drawn is drawn from `seed`, never from torch's global generator.

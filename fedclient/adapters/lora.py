@@ -27,10 +27,9 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, params: LoraParams, generator: np.random.Generator) -> None:
         super().__init__()
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
         self.base = base
-        self.lora_A = nn.Linear(base.in_features, params.rank, bias=False, **like)
-        self.lora_B = nn.Linear(params.rank, base.out_features, bias=False, **like)
+        self.lora_A = _linear_like(base, base.in_features, params.rank)
+        self.lora_B = _linear_like(base, params.rank, base.out_features)
         self.dropout = nn.Dropout(params.dropout)
         self.scale = params.alpha / params.rank
         bound = 1 / math.sqrt(base.in_features)
@@ -73,3 +72,11 @@ class Lora(Adapter):
             fnmatchcase(path, pattern) or fnmatchcase(path.rpartition(".")[2], pattern)
             for pattern in self.params.targets
         )
+
+
+def _linear_like(base: nn.Linear, num_inputs: int, num_outputs: int) -> nn.Linear:
+    """Return a layer without bias and without initial values: nothing is drawn from torch's global generator."""
+    layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, num_inputs, num_outputs, bias=False, device=base.weight.device, dtype=base.weight.dtype
+    )
+    return layer

@@ -1,0 +1,1 @@
+"""The demo task: handwritten digits, seen differently by each client."""

@@ -1,0 +1,76 @@
+"""An exported LoRA adapter is read by the real peft package and computes the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.numpy import save_file
+
+from fedclient.adapters.base import AdaptedModel
+from fedclient.adapters.lora import Lora
+from fedclient.tasks.digits.network import load_base
+from fedcore.adapters import lora_modules, peft_config, peft_state_names
+from fedcore.errors import InvalidInput, LayoutError
+from fedcore.layout import Layout
+
+
+def export(model: AdaptedModel, params: dict[str, object], folder: Path) -> None:
+    names = peft_state_names(model.layout)
+    tensors = {names[name]: value for (_, name), value in model.layout.unflatten(model.read()).items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(peft_config(params, model.layout)))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"rank": 16, "alpha": 128},
+        {},
+        {"rank": 3, "alpha": 7.5, "dropout": 0.2, "targets": ["hidden*"]},
+    ],
+)
+def test_peft_loads_the_export_and_gives_the_same_logits(params: dict[str, object], tmp_path: Path) -> None:
+    model = Lora(params).attach(load_base(), 1)
+    values = np.random.default_rng(0).normal(0, 0.05, model.layout.num_values)
+    model.write(values.astype(np.float32))
+    export(model, params, tmp_path)
+    loaded = PeftModel.from_pretrained(load_base(), str(tmp_path))
+    inputs = torch.from_numpy(np.random.default_rng(1).random((32, 64), dtype=np.float32))
+    model.module.eval()
+    with torch.inference_mode():
+        ours, theirs, base = model.module(inputs), loaded(inputs), load_base()(inputs)
+    torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(base, ours, atol=1e-2)
+
+
+def test_modules_and_ranks_are_read_from_the_layout() -> None:
+    assert lora_modules(Lora({"rank": 4}).attach(load_base(), 1).layout) == {"hidden1": 4, "hidden2": 4, "output": 4}
+
+
+def test_config_of_another_rank_is_refused() -> None:
+    layout = Lora({"rank": 4}).attach(load_base(), 1).layout
+    with pytest.raises(LayoutError, match="hidden1 has rank 4, the job says 8"):
+        peft_config({"rank": 8}, layout)
+    with pytest.raises(InvalidInput, match=r"adapter\.rank"):
+        peft_config({"rank": 0}, layout)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ([("w.weight", (2, 2))], "w.weight is not a LoRA factor"),
+        ([("w.lora_A.weight", (2, 5))], "the other LoRA factor of w is missing"),
+        ([("w.lora_A.weight", (2, 5)), ("w.lora_B.weight", (5, 3))], "(2, 5) and (5, 3) are not (rank, in)"),
+        ([("w.lora_A.weight", (2,)), ("w.lora_B.weight", (5, 2))], "are not (rank, in)"),
+    ],
+)
+def test_layout_that_is_no_lora_adapter_is_refused(tensors: list[tuple[str, tuple[int, ...]]], message: str) -> None:
+    layout = Layout.of(("adapter", name, shape, "float32") for name, shape in tensors)
+    with pytest.raises(LayoutError, match=re.escape(message)):
+        peft_state_names(layout)
