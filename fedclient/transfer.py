@@ -1,0 +1,124 @@
+"""Frames down and updates up, resumed where a broken connection left them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from fedclient.backoff import Retry
+from fedclient.transport.base import Transport
+from fedclient.updates import Declined, Update
+from fedcore.errors import Unreachable, UpdateRejected
+from fedcore.messages import CHUNK_BYTES, Assignment, UploadState
+
+MAX_JOBS: Final = 4
+
+
+class Frames:
+    """Downloads versions and keeps the newest of each job, for a job evaluates what it trained from.
+
+    Args:
+        transport: the way to the server.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._kept: OrderedDict[str, tuple[str, bytearray]] = OrderedDict()
+
+    async def get(self, assignment: Assignment, max_bytes: int, retry: Retry) -> bytearray:
+        """Return the assignment's frame, whole and with the right digest. Nobody may write to it.
+
+        Args:
+            assignment: says which frame, of what length and digest.
+            max_bytes: what a frame of this job can have at most; checked before anything is allocated.
+            retry: spaces the tries.
+
+        Raises:
+            Declined: the announced length is impossible, or what came is not what was announced.
+            NotFound: the server no longer has this version.
+            Unreachable: the deadline passed.
+        """
+        digest, kept = self._kept.get(assignment.job_id, ("", bytearray()))
+        if digest == assignment.frame_digest and len(kept) == assignment.frame_bytes:
+            return kept
+        if not 0 < assignment.frame_bytes <= max_bytes:
+            raise Declined(
+                f"a frame of {assignment.frame_bytes} bytes was announced; for this job it has 1 to {max_bytes}"
+            )
+        # Before the new one is allocated: a client needs room for one version of a job only.
+        self._kept.pop(assignment.job_id, None)
+        frame = await self._fetch(assignment, retry)
+        self._kept[assignment.job_id] = (assignment.frame_digest, frame)
+        while len(self._kept) > MAX_JOBS:
+            self._kept.popitem(last=False)
+        return frame
+
+    async def _fetch(self, assignment: Assignment, retry: Retry) -> bytearray:
+        frame = bytearray(assignment.frame_bytes)
+        found = await self._fill(frame, assignment, retry)
+        if found != assignment.frame_digest:
+            # Once more from the start: a server that was restarted may have encoded the version anew in between.
+            found = await self._fill(frame, assignment, retry)
+        if found != assignment.frame_digest:
+            raise Declined(f"the frame has digest {found}, {assignment.frame_digest} was announced")
+        return frame
+
+    async def _fill(self, frame: bytearray, assignment: Assignment, retry: Retry) -> str:
+        """Download into `frame` and return the digest of what came."""
+        digest = hashlib.sha256()
+        offset = 0
+        while offset < len(frame):
+            chunks = self._transport.download(assignment.job_id, assignment.version, offset)
+            try:
+                async for chunk in chunks:
+                    if offset + len(chunk) > len(frame):
+                        raise Declined(f"the frame goes on after the {len(frame)} bytes that were announced")
+                    frame[offset : offset + len(chunk)] = chunk
+                    digest.update(chunk)
+                    offset += len(chunk)
+                    retry.progressed()
+                if offset < len(frame):
+                    raise Unreachable(f"the download ended at {offset} of {len(frame)} bytes")
+            except Unreachable as error:
+                await retry.wait(error)
+            finally:
+                if isinstance(chunks, AsyncGenerator):
+                    await chunks.aclose()
+        return digest.hexdigest()
+
+
+async def deliver(transport: Transport, update: Update, retry: Retry) -> UploadState:
+    """Send an update until the server says what became of it; the returned state has a result.
+
+    Raises:
+        Refused: the server does not take it at all.
+        Unreachable: the deadline passed.
+    """
+    small = len(update.header) + len(update.frame) <= CHUNK_BYTES
+    while True:
+        try:
+            if small:
+                state = await transport.send_update(update.header, update.signature, update.frame)
+            else:
+                state = await _resume(transport, update, retry)
+            if state.result is not None:
+                return state
+            raise Unreachable(
+                f"the server holds {state.received_bytes} of {len(update.frame)} bytes and gave no result"
+            )
+        except UpdateRejected as error:
+            return UploadState(0, error.reason, str(error))
+        except Unreachable as error:
+            await retry.wait(error)
+
+
+async def _resume(transport: Transport, update: Update, retry: Retry) -> UploadState:
+    state = await transport.upload_state(update.update_id)
+    if state.result is not None:
+        return state
+    offset = state.received_bytes if state.received_bytes <= len(update.frame) else 0
+    if offset:
+        retry.progressed()
+    return await transport.upload(update.header, update.signature, update.frame, offset)

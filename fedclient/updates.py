@@ -1,0 +1,248 @@
+"""From an assignment to a signed update: everything that computes, and nothing that waits.
+
+Shape legend: D values in the flat vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
+
+from fedclient.trainer import Evaluation, Stopped, Trained, Work
+from fedcodec import Pipeline, build_pipeline
+from fedcore.errors import FedError
+from fedcore.identity import sign
+from fedcore.jobfile import CodecStage, Job
+from fedcore.layout import Layout, Vector
+from fedcore.messages import SIGNATURE_CONTEXT, Assignment, UpdateHeader, WorkKind
+from fedcore.rng import stream
+
+MAX_JOBS: Final = 4
+"""Jobs whose models and data stay in memory. Nobody tells a client that a job is over."""
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Declined(FedError):
+    """The client will not or cannot do the work; the text goes to the operator."""
+
+    code = "declined"
+
+
+class Worker(Protocol):
+    """What computes; `fedclient.trainer.LocalWorker` says what each method promises."""
+
+    def initialise(self, work: Work) -> tuple[Layout, Vector]:
+        """Return layout and values of version 0."""
+        ...
+
+    def layout(self, work: Work) -> Layout:
+        """Return the job's layout."""
+        ...
+
+    def train(
+        self,
+        work: Work,
+        base_D: Vector,
+        *,
+        progress: Callable[[float], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Trained:
+        """Train from `base_D`."""
+        ...
+
+    def evaluate(self, work: Work, base_D: Vector) -> Evaluation:
+        """Measure `base_D`."""
+        ...
+
+    def forget(self, job_id: str) -> None:
+        """Drop what is kept for a job."""
+        ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is sent; `header` is the very bytes that were signed."""
+
+    update_id: str
+    header: bytes
+    signature: bytes
+    frame: bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An assignment that this client can do.
+
+    Attributes:
+        max_frame_bytes: of the version to download.
+    """
+
+    assignment: Assignment
+    work: Work
+    layout: Layout
+    downlink: Pipeline
+    uplink: Pipeline
+    max_frame_bytes: int
+
+
+class UpdateMaker:
+    """Turns assignments into updates. Synchronous; every method is called on the worker thread.
+
+    The same assignment, version and data give the same bytes, so an update that is made twice counts once.
+
+    Args:
+        worker: trains and evaluates.
+        signing_key: signs headers.
+        federation: the server that updates are for.
+        client: this client's name.
+    """
+
+    def __init__(self, worker: Worker, signing_key: Ed25519PrivateKey, federation: str, client: str) -> None:
+        self._worker = worker
+        self._signing_key = signing_key
+        self._federation = federation
+        self._client = client
+        self._jobs: OrderedDict[str, None] = OrderedDict()
+
+    def initialise(self, assignment: Assignment) -> Update:
+        """Return version 0 as a raw frame, with its layout.
+
+        Raises:
+            Declined: the job is not valid, names what is not installed here, or its code failed.
+        """
+        with _declining():
+            layout, values_D = self._worker.initialise(self._work(assignment))
+            raw = build_pipeline([{"codec": "raw"}])
+            frame = raw.encode(values_D, stream(assignment.seed, "encode"))
+            return self._sign(assignment, layout, frame, rows=json.loads(layout.to_json()))
+
+    def plan(self, assignment: Assignment) -> Plan:
+        """Check all that can be checked before a download.
+
+        Raises:
+            Declined: as for `initialise`, or this client computes another layout than the server has.
+        """
+        with _declining():
+            work = self._work(assignment)
+            compression = work.job.compression
+            downlink, uplink = _pipeline(compression.downlink), _pipeline(compression.uplink)
+            layout = self._worker.layout(work)
+            if layout.digest != assignment.layout_digest:
+                raise Declined(
+                    f"this client computes layout {layout.digest}, the server has {assignment.layout_digest}: "
+                    "task, adapter or their versions differ"
+                )
+            limit = downlink.max_frame_bytes(layout.num_values)
+            return Plan(assignment, work, layout, downlink, uplink, limit)
+
+    def update(self, plan: Plan, frame: bytearray, progress: Callable[[float], None], stop: threading.Event) -> Update:
+        """Decode the version and train on it or measure it.
+
+        Raises:
+            Declined: the frame is malformed, or the task's code failed.
+            Stopped: `stop` was set.
+        """
+        with _declining():
+            base_D = plan.downlink.decode(memoryview(frame), plan.layout.num_values)
+            if plan.assignment.kind is WorkKind.EVALUATE:
+                measured = self._worker.evaluate(plan.work, base_D)
+                return self._sign(plan.assignment, plan.layout, b"", evaluation=measured)
+            trained = self._worker.train(plan.work, base_D, progress=progress, stop=stop)
+            return self._sign(
+                plan.assignment,
+                plan.layout,
+                plan.uplink.encode(trained.delta_D, stream(plan.assignment.seed, "encode")),
+                num_examples=trained.num_examples,
+                metrics=trained.metrics,
+                evaluation=trained.evaluation,
+            )
+
+    def _work(self, assignment: Assignment) -> Work:
+        job = Job.from_json(assignment.job)
+        self._jobs[assignment.job_id] = None
+        self._jobs.move_to_end(assignment.job_id)
+        while len(self._jobs) > MAX_JOBS:
+            self._worker.forget(self._jobs.popitem(last=False)[0])
+        return Work(assignment.job_id, job, assignment.version, self._client, assignment.seed)
+
+    def _sign(
+        self,
+        assignment: Assignment,
+        layout: Layout,
+        frame: bytes,
+        *,
+        num_examples: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        evaluation: Evaluation | None = None,
+        rows: list[object] | None = None,
+    ) -> Update:
+        update_id = update_id_of(assignment.assignment_id)
+        measured = Evaluation(0, {}) if evaluation is None else evaluation
+        fields = {
+            "federation": self._federation,
+            "update_id": update_id,
+            "assignment_id": assignment.assignment_id,
+            "job_id": assignment.job_id,
+            "version": assignment.version,
+            "kind": assignment.kind,
+            "layout_digest": layout.digest,
+            "frame_bytes": len(frame),
+            "frame_digest": hashlib.sha256(frame).hexdigest(),
+            "num_examples": num_examples,
+            "metrics": _finite(metrics or {}),
+            "evaluated_examples": measured.num_examples,
+            "evaluation": _finite(measured.metrics),
+            "layout": rows,
+        }
+        try:
+            header = UpdateHeader.model_validate(fields).to_bytes()
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(str(part) for part in first["loc"])
+            raise Declined(f"the update cannot be described: {path}: {first['msg']}") from error
+        return Update(update_id, header, sign(self._signing_key, SIGNATURE_CONTEXT, header), frame)
+
+
+def update_id_of(assignment_id: str) -> str:
+    """Return the id of an assignment's update: one and the same for every try, also after a crash."""
+    return hashlib.sha256(f"update:{assignment_id}".encode()).hexdigest()[:32]
+
+
+def _pipeline(stages: Sequence[CodecStage]) -> Pipeline:
+    return build_pipeline([stage.model_dump(mode="json") for stage in stages])
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that can be sent; the update is worth more than a figure that is not a number."""
+    numbers = {name: float(value) for name, value in metrics.items()}
+    left_out = sorted(name for name, value in numbers.items() if not math.isfinite(value))
+    if left_out:
+        _log.warning("metrics left out: not finite", extra={"metrics": left_out})
+    return {name: value for name, value in numbers.items() if name not in left_out}
+
+
+@contextmanager
+def _declining() -> Iterator[None]:
+    """Turn what fails inside into a reason to decline: here the client meets code of its user."""
+    try:
+        yield
+    except (Stopped, Declined):
+        raise
+    except FedError as error:
+        raise Declined(str(error)) from error
+    except (Exception, SystemExit) as error:
+        # A task is its owner's code and may fail in any way; the client outlives it and says what happened.
+        _log.exception("task failed")
+        raise Declined(f"task failed: {type(error).__name__}: {error}") from error
