@@ -17,7 +17,7 @@ from fedcore.identity import ENROLMENT_CONTEXT, serial_of, verify
 from fedcore.names import check_name
 from fedserver.metrics import Metrics
 from fedserver.security import access, tokens
-from fedserver.security.authority import CLIENT_LIFETIME_S, Authority
+from fedserver.security.authority import Authority
 from fedserver.security.certificates import pem
 from fedserver.state.base import ClientRecord, Store, TokenRecord
 from fedserver.state.journal import Journal
@@ -31,8 +31,7 @@ class Membership:
     Args:
         authority: signs certificates.
         federation: this federation's id.
-        address: host:port for clients.
-        enrolment_address: host:port for enrolment.
+        addresses: says where clients dial, host:port for work and for enrolment; asked for each token.
         cut: called with the name of a client that has just lost its welcome.
     """
 
@@ -40,8 +39,7 @@ class Membership:
         self,
         authority: Authority,
         federation: str,
-        address: str,
-        enrolment_address: str,
+        addresses: Callable[[], tuple[str, str]],
         store: Store,
         journal: Journal,
         clock: Clock,
@@ -50,8 +48,7 @@ class Membership:
     ) -> None:
         self.federation = federation
         self._authority = authority
-        self._address = address
-        self._enrolment_address = enrolment_address
+        self._addresses = addresses
         self._store = store
         self._journal = journal
         self._clock = clock
@@ -88,12 +85,13 @@ class Membership:
         """
         check_name(client, "client")
         now = self._clock.wall_s()
+        server, enrol = self._addresses()
         token, digest = tokens.issue(
             client,
             lifetime_s,
             now,
-            server=self._address,
-            enrol=self._enrolment_address,
+            server=server,
+            enrol=enrol,
             federation=self.federation,
             ca_pem=self._authority.ca_pem.decode(),
         )
@@ -117,7 +115,8 @@ class Membership:
             assert token is not None
             verify(signing_key, ENROLMENT_CONTEXT, request_pem, proof)
             certificate = self._authority.sign_client(request_pem, client)
-            record = ClientRecord(client, serial_of(certificate), signing_key, now, now + CLIENT_LIFETIME_S)
+            expires_at = certificate.not_valid_after_utc.timestamp()
+            record = ClientRecord(client, serial_of(certificate), signing_key, now, expires_at)
             await self._journal.write(replace(token, used_at=now), record)
             self._clients[client] = record
         self._cut(client, Unauthenticated(f"client {client!r} enrolled anew"))
@@ -126,7 +125,7 @@ class Membership:
         return pem(certificate)
 
     async def revoke(self, client: str) -> None:
-        """Refuse a client from now on, and cut its open streams.
+        """Refuse a client from now on, void the tokens that would let it back in, and cut its open streams.
 
         Raises:
             NotFound: no such client.
@@ -134,10 +133,11 @@ class Membership:
         record = self._clients.get(client)
         if record is None:
             raise NotFound(f"no client {client!r}")
-        if record.revoked_at is None:
-            record = replace(record, revoked_at=self._clock.wall_s())
-            await self._journal.write(record)
-            self._clients[client] = record
+        now = self._clock.wall_s()
+        open_tokens = [row for row in self._store.tokens() if row.client == client and row.used_at is None]
+        record = record if record.revoked_at is not None else replace(record, revoked_at=now)
+        await self._journal.write(record, *(replace(row, used_at=now) for row in open_tokens))
+        self._clients[client] = record
         self._cut(client, Unauthenticated(f"the certificate of {client!r} is revoked"))
         self._count()
         log.warning("revoked", extra={"client": client})

@@ -10,8 +10,8 @@ from fedcore.messages import CHUNK_BYTES, Assignment, Cancel, Decline, Heartbeat
 from fedproto.v1 import client_pb2 as pb
 from fedproto.v1 import client_pb2_grpc as pb_grpc
 from fedserver.federation import HEARTBEAT_INTERVAL_S, Federation
-from fedserver.rounds.fleet import Seat
 from fedserver.rounds import intake as updates
+from fedserver.rounds.fleet import Seat
 from fedserver.rpc.gatekeeper import Context, caller_name, check_again
 from fedserver.rpc.unknown_fields import refuse_unknown_fields
 
@@ -85,9 +85,7 @@ class ClientService(pb_grpc.ClientServiceServicer):
         except UpdateRejected as error:
             return _state(UploadState(0, error.reason, str(error)))
 
-    async def Upload(
-        self, requests: AsyncIterator[pb.UploadRequest], context: Context
-    ) -> pb.UploadState:
+    async def Upload(self, requests: AsyncIterator[pb.UploadRequest], context: Context) -> pb.UploadState:
         intake = self._federation.intake
         try:
             first = await anext(aiter(requests), None)

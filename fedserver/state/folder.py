@@ -31,7 +31,17 @@ FORMAT: Final = 1
 _FORMAT_FILE: Final = "format"
 _MAX_FORMAT_BYTES: Final = 4096
 _OURS: Final = frozenset(
-    {"lock", "keys", "blobs", "spool", "temporary", "store.sqlite", "store.sqlite-wal", "store.sqlite-shm"}
+    {
+        "lock",
+        "keys",
+        "server.toml",
+        "blobs",
+        "spool",
+        "temporary",
+        "store.sqlite",
+        "store.sqlite-wal",
+        "store.sqlite-shm",
+    }
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,13 +32,13 @@ class Journal:
         failed: resolves to the storage error that stopped the journal; the daemon waits for it and stops too.
     """
 
-    def __init__(self, store: Store, clock: Clock, on_batch: Callable[[int], None] | None = None) -> None:
+    def __init__(self, store: Store, clock: Clock, on_batch: Callable[[int, float], None] | None = None) -> None:
         """Write to `store`; the caller closes that, after `close`.
 
         Args:
             store: no one else writes to it.
             clock: writing counts as work on it, so virtual time does not run on meanwhile.
-            on_batch: called on the event loop after each durable batch with its number of records.
+            on_batch: called on the event loop after each durable batch: number of records, seconds.
         """
         self.failed: asyncio.Future[StateError] = asyncio.get_running_loop().create_future()
         self._store, self._clock, self._on_batch = store, clock, on_batch
@@ -89,6 +90,7 @@ class Journal:
 
     async def _commit(self, batch: list[_Entry]) -> None:
         records = [record for entry in batch for record in entry.records]
+        started_s = time.perf_counter()
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._store.write, records)
         except Refused as error:
@@ -104,7 +106,7 @@ class Journal:
             if not entry.durable.done():  # it may have been cancelled
                 entry.durable.set_result(None)
         if self._on_batch is not None:
-            self._on_batch(len(records))
+            self._on_batch(len(records), time.perf_counter() - started_s)
 
     def _fail(self, error: StateError, entries: list[_Entry]) -> None:
         self.failed.set_result(error)

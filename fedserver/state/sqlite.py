@@ -131,7 +131,6 @@ class SqliteStore:
             try:
                 for record in records:
                     self._put(record)
-                pass
             finally:
                 # After some errors SQLite has rolled back by itself.
                 if self._writer.in_transaction:

@@ -61,7 +61,7 @@ async def test_a_write_returns_when_the_record_is_in_the_store() -> None:
 
 async def test_what_gathers_while_a_batch_is_written_becomes_one_batch() -> None:
     store, sizes = Gated(), list[int]()
-    journal = Journal(store, SystemClock(), sizes.append)
+    journal = Journal(store, SystemClock(), lambda records, _seconds: sizes.append(records))
     first = asyncio.create_task(journal.write(client(0)))
     await wait_until_writing(store)
     others = [asyncio.create_task(journal.write(client(number))) for number in range(1, 10)]
