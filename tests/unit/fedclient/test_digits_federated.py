@@ -21,8 +21,8 @@ def work_for(job: Job, client: int, version: int) -> Work:
     return Work("digits", job, version, name, derive_seed(job.job.seed, "train", name, version))
 
 
-def accuracy(job: Job, workers: list[LocalWorker], global_D: Vector) -> float:
-    found = [worker.evaluate(work_for(job, i, 0), global_D) for i, worker in enumerate(workers)]
+def accuracy(job: Job, workers: list[LocalWorker], version: Vector) -> float:
+    found = [worker.evaluate(work_for(job, i, 0), version) for i, worker in enumerate(workers)]
     total = sum(evaluation.num_examples for evaluation in found)
     return sum(evaluation.num_examples * evaluation.metrics["accuracy"] for evaluation in found) / total
 

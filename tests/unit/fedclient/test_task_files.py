@@ -75,5 +75,5 @@ def test_task_without_a_valid_name_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="class Mine needs a name"):
         load_task_file(write(tmp_path, body.format(name="")), empty())
-    with pytest.raises(InvalidInput, match="task name '../evil' is not valid"):
+    with pytest.raises(InvalidInput, match=r"task name '\.\./evil' is not valid"):
         load_task_file(write(tmp_path, body.format(name="    name = '../evil'\n")), empty())
