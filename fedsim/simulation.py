@@ -1,0 +1,183 @@
+"""A whole job in one process: the server's engine and the client's runner, unchanged, on virtual time.
+
+What differs from a deployment: no network, no certificates (the simulator vouches for names), state in memory, and one
+thread on which all clients compute in turn. The same job with the same seed, client names and data options gives the same
+model bytes as the daemon with client processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fedclient.adapters import ADAPTERS
+from fedclient.runner import ClientRunner
+from fedclient.tasks import TASKS
+from fedclient.trainer import LocalWorker
+from fedcodec import CODECS
+from fedcore.cli import software_version
+from fedcore.errors import JobFailed
+from fedcore.identity import new_signing_key
+from fedcore.jobfile import Job
+from fedcore.messages import Hello
+from fedcore.rng import stream
+from fedserver.federation import Federation
+from fedserver.metrics import Metrics
+from fedserver.rounds.fleet import Fleet
+from fedserver.rounds.services import Services
+from fedserver.state.base import JobStatus, VersionRecord
+from fedserver.state.journal import Journal
+from fedserver.state.memory import MemoryBlobs, MemoryStore
+from fedserver.status import history_of, status_of
+from fedsim.clock import VirtualClock
+from fedsim.transport import InProcessTransport
+
+FEDERATION: Final = "simulation"
+NUM_WORKERS: Final = 2
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SimulatedClient:
+    """A client: its name and its local data options."""
+
+    name: str
+    data: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulated job leaves.
+
+    Attributes:
+        layout: of the state, as JSON.
+        state: the last version's vector, raw little-endian float32.
+        history: a row for each version (docs/status.md).
+        status: as `fedserver status --json` shows the job.
+    """
+
+    job_id: str
+    layout: bytes
+    version: VersionRecord
+    state: bytes
+    history: list[Tree]
+    status: Tree
+
+
+def shards(num_clients: int, data: Mapping[str, str]) -> list[SimulatedClient]:
+    """Return clients ``client-1`` … that hold one shard each, next to the options that all share."""
+    return [
+        SimulatedClient(f"client-{i + 1}", {"shard": str(i), "num_shards": str(num_clients), **data})
+        for i in range(num_clients)
+    ]
+
+
+async def simulate(
+    job: Job,
+    clients: Sequence[SimulatedClient],
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    show: Callable[[Tree], None] = lambda _: None,
+) -> Simulated:
+    """Run a job to its end.
+
+    Args:
+        job: the job.
+        clients: take part from the beginning.
+        device: as for `fedclient run`.
+        threads: of torch.
+        show: gets the job's status (docs/status.md) after each change.
+
+    Raises:
+        JobFileError: the job cannot be run.
+        JobFailed: it gave up; the text says why.
+    """
+    clock = VirtualClock()
+    with (
+        ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="worker") as workers,
+        ThreadPoolExecutor(1, thread_name_prefix="training") as training,
+    ):
+        store = MemoryStore()
+        journal = Journal(store, clock)
+        services = Services(store, journal, MemoryBlobs(), Fleet(), clock, Metrics(now=clock.now_s), workers)
+        keys = {client.name: new_signing_key() for client in clients}
+        federation = Federation(
+            services, FEDERATION, lambda name: keys[name].public_key().public_bytes_raw() if name in keys else None
+        )
+        runners = [
+            ClientRunner(
+                InProcessTransport(federation, client.name),
+                LocalWorker(client.data, device, threads),
+                keys[client.name],
+                about=_about(),
+                clock=clock,
+                executor=training,
+                rng=stream(job.job.seed, "jitter", client.name),
+            )
+            for client in clients
+        ]
+        try:
+            async with _running(federation.run()):
+                with clock.working():  # nobody is late to a job that has not begun
+                    record = await federation.submit(job.to_json())
+                async with _running(*(runner.run() for runner in runners), clock.run()) as tasks:
+                    await _follow(federation, record.job_id, tasks, show)
+        finally:
+            await journal.close()
+        return _result(federation, record.job_id)
+
+
+async def _follow(
+    federation: Federation, job_id: str, tasks: Sequence[asyncio.Task[None]], show: Callable[[Tree], None]
+) -> None:
+    while job_id in federation.engines:
+        change = asyncio.create_task(federation.next_change().wait())
+        show(status_of(federation, len(federation.fleet.seats), job_id))
+        await asyncio.wait({change, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        change.cancel()
+        for task in tasks:
+            if task.done():
+                task.result()
+                raise JobFailed("a simulated client ended before the job did")
+        await asyncio.sleep(0)  # an engine that has just ended leaves the table in its task's callback
+    show(status_of(federation, len(federation.fleet.seats), job_id))
+
+
+def _result(federation: Federation, job_id: str) -> Simulated:
+    record = federation.job(job_id)
+    if record.status is not JobStatus.FINISHED:
+        raise JobFailed(f"job {record.name!r} {record.status.value}: {record.failure}")
+    version = federation.version(job_id, None)
+    return Simulated(
+        job_id,
+        record.layout or b"",
+        version,
+        bytes(federation.services.blobs.open(version.state_blob)),
+        history_of(federation, job_id),
+        status_of(federation, 0, job_id)["jobs"][0],
+    )
+
+
+def _about() -> Hello:
+    return Hello(
+        software_version(), "simulated", tuple(TASKS.names()), tuple(ADAPTERS.names()), tuple(CODECS.names())
+    )
+
+
+@asynccontextmanager
+async def _running(*coroutines: Any) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Run `coroutines` beside the block, and end them with it."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.sleep(0)
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

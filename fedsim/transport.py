@@ -1,0 +1,91 @@
+"""The in-process transport: the contract of `fedclient.transport.base`, straight into a `Federation`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fedcore.errors import UpdateRejected
+from fedcore.messages import CHUNK_BYTES, Assignment, Cancel, Decline, Heartbeat, Hello, UploadState
+from fedserver.federation import HEARTBEAT_INTERVAL_S, Federation
+from fedserver.rounds.fleet import Seat
+from fedserver.rounds.intake import Announced
+
+
+class InProcessSession:
+    """See `fedclient.transport.base.Session`."""
+
+    heartbeat_interval_s = HEARTBEAT_INTERVAL_S
+
+    def __init__(self, federation: Federation, seat: Seat) -> None:
+        self._federation = federation
+        self._seat = seat
+
+    def orders(self) -> AsyncIterator[Assignment | Cancel]:
+        """See `Session.orders`."""
+        return self._seat.orders()
+
+    async def send(self, event: Heartbeat | Decline) -> None:
+        """See `Session.send`."""
+        await self._federation.heard(self._seat, event)
+
+
+class InProcessTransport:
+    """See `fedclient.transport.base.Transport`. The client's name is true because the simulator says so."""
+
+    def __init__(self, federation: Federation, client: str) -> None:
+        self.federation = federation.federation
+        self.client = client
+        self._server = federation
+
+    @asynccontextmanager
+    async def connect(self, hello: Hello) -> AsyncIterator[InProcessSession]:
+        """See `Transport.connect`."""
+        seat = self._server.join(self.client, hello)
+        try:
+            yield InProcessSession(self._server, seat)
+        finally:
+            self._server.leave(seat)
+
+    async def download(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+        """See `Transport.download`."""
+        frame = self._server.frame(job_id, version)
+        for start in range(offset, len(frame), CHUNK_BYTES):
+            data = bytes(frame[start : start + CHUNK_BYTES])
+            yield data
+            self._server.sent(job_id, len(data))
+
+    async def upload_state(self, update_id: str) -> UploadState:
+        """See `Transport.upload_state`."""
+        return self._server.intake.state_of(self.client, update_id)
+
+    async def upload(self, header: bytes, signature: bytes, frame: bytes | memoryview, offset: int) -> UploadState:
+        """See `Transport.upload`."""
+        announced = self._announce(header, signature)
+        if isinstance(announced, UploadState):
+            return announced
+        upload = self._server.intake.upload(announced)
+        if offset != upload.num_bytes:
+            return UploadState(upload.num_bytes)
+        try:
+            for start in range(offset, len(frame), CHUNK_BYTES):
+                await upload.append(start, frame[start : start + CHUNK_BYTES])
+        except UpdateRejected as error:
+            return UploadState(0, error.reason, str(error))
+        return await upload.finish() if upload.complete else UploadState(upload.num_bytes)
+
+    async def send_update(self, header: bytes, signature: bytes, frame: bytes) -> UploadState:
+        """See `Transport.send_update`."""
+        announced = self._announce(header, signature)
+        if isinstance(announced, UploadState):
+            return announced
+        return await self._server.intake.send(announced, frame)
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+
+    def _announce(self, header: bytes, signature: bytes) -> Announced | UploadState:
+        try:
+            return self._server.intake.announce(self.client, header, signature)
+        except UpdateRejected as error:
+            return UploadState(0, error.reason, str(error))
