@@ -127,10 +127,11 @@ class SqliteStore:
     def write(self, records: Sequence[Record]) -> None:
         """See `Store.write`."""
         with storage_errors(f"write {self._path}"):
-            self._writer.execute("SELECT 1")
+            self._writer.execute("BEGIN IMMEDIATE")
             try:
                 for record in records:
                     self._put(record)
+                self._writer.execute("COMMIT")
             finally:
                 # After some errors SQLite has rolled back by itself.
                 if self._writer.in_transaction:
