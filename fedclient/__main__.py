@@ -1,0 +1,5 @@
+"""`python -m fedclient` is the command `fedclient`."""
+
+from fedclient.cli import main
+
+main()

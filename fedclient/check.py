@@ -1,0 +1,59 @@
+"""`fedclient check`: would this client work, and if not, why not?"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fedclient.daemon import ClientSettings, load_identity, make_worker
+from fedclient.identity import ClientIdentity
+from fedcore.clock import Clock
+from fedcore.errors import Exit, FedError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `exit_code` is OK, or that of what is wrong."""
+
+    name: str
+    text: str
+    exit_code: Exit = Exit.OK
+
+
+async def check_client(settings: ClientSettings, clock: Clock) -> list[Finding]:
+    """Look at identity, device and server, in this order; the server only if the identity is valid."""
+    findings: list[Finding] = []
+    identity: ClientIdentity | None = None
+    try:
+        identity = load_identity(settings, clock)
+        until = datetime.fromtimestamp(identity.expires_at, UTC)
+        text = f"{identity.client} in {identity.federation}, valid until {until:%Y-%m-%d %H:%M} UTC"
+        findings.append(Finding("identity", text))
+    except FedError as error:
+        findings.append(Finding("identity", str(error), error.exit_code))
+    try:
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            worker = await asyncio.get_running_loop().run_in_executor(executor, make_worker, settings)
+        findings.append(Finding("device", worker.device_description))
+    except FedError as error:
+        findings.append(Finding("device", str(error), error.exit_code))
+    if identity is not None:
+        findings.append(await _check_server(settings, identity, clock))
+    return findings
+
+
+async def _check_server(settings: ClientSettings, identity: ClientIdentity, clock: Clock) -> Finding:
+    from fedclient.transport.grpc_transport import GrpcTransport
+
+    transport = GrpcTransport(identity, clock, settings.server)
+    address = settings.server or identity.server
+    try:
+        # Any call proves both sides' certificates. Not a session: that would take a running client's place.
+        await transport.upload_state("0" * 32)
+    except FedError as error:
+        return Finding("server", f"{address}: {error}", error.exit_code)
+    finally:
+        await transport.close()
+    return Finding("server", f"{address} answers and knows this client")
