@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from fedcore.messages import SIGNATURE_CONTEXT, UpdateHeader, WorkKind
 
 HEADER = UpdateHeader(

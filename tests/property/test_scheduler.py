@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
@@ -347,11 +346,11 @@ def run_to_the_end(server: Server, data: st.DataObject, crashes: int) -> None:
             crashes -= 1
             server.crash()
             continue
-        moves: list[tuple[str, Any]] = [("accept", client) for client in sorted(server.journal.working)]
+        moves: list[tuple[str, str]] = [("accept", client) for client in sorted(server.journal.working)]
         moves += [("arrive", client) for client in server.idle()]
         if server.pending_write:
-            moves.append(("write", None))
-        move, client = data.draw(st.sampled_from(moves), label="move") if moves else ("tick", None)
+            moves.append(("write", ""))
+        move, client = data.draw(st.sampled_from(moves), label="move") if moves else ("tick", "")
         match move:
             case "accept":
                 server.step(Accepted(client))

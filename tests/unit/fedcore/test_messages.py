@@ -133,12 +133,14 @@ def test_damaged_headers_are_headers_or_malformed(changes: dict[str, Any], data:
     raw = bytearray(json.dumps(FIELDS | changes).encode())
     for _ in range(data.draw(st.integers(0, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    reason = UpdateResult.MALFORMED
     try:
         header = UpdateHeader.from_bytes(bytes(raw))
     except UpdateRejected as error:
-        assert error.reason is UpdateResult.MALFORMED
+        reason = error.reason
     else:
         assert isinstance(header.version, int)
+    assert reason is UpdateResult.MALFORMED
 
 
 METRICS = st.dictionaries(

@@ -1,4 +1,4 @@
-"""The scheduler, case by case. The invariants over arbitrary event sequences are in tests/property/test_scheduler.py."""
+"""The scheduler, case by case; tests/property/test_scheduler.py has the invariants over arbitrary event sequences."""
 
 from __future__ import annotations
 
@@ -239,6 +239,11 @@ def test_every_attempt_is_over_after_twice_the_deadline() -> None:
 def test_resuming_with_the_buffer_full_closes_at_the_first_tick() -> None:
     state = Scheduler.resume(schedule(2), 3, 7, 5.0, latest_version=1, attempt=0, working=["c"], accepted=["a", "b"])
     assert feed(state, Tick(), now_s=5.0) == [Close(("c",))]
+
+
+def test_resuming_with_every_update_in_but_the_version_not_written_closes_at_the_first_tick() -> None:
+    state = Scheduler.resume(schedule(2), 3, 7, 5.0, latest_version=1, attempt=0, working=(), accepted=["a"])
+    assert feed(state, Tick(), now_s=5.0) == [Close(())]
 
 
 def test_resuming_gives_the_whole_deadline_again() -> None:
