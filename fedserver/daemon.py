@@ -1,7 +1,7 @@
 """The server process: the one place where its parts are made and put together.
 
-Constructors store, `serve` acts. It starts the state folder (locked), the journal, the ports and the federation, and stops
-them in reverse order, so that nothing is taken in that could not be made durable.
+Constructors store, `serve` acts. It starts the state folder (locked), the journal, the ports and the federation, and
+stops them in reverse order, so that nothing is taken in that could not be made durable.
 """
 
 from __future__ import annotations

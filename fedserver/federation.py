@@ -201,4 +201,8 @@ class Federation:
         engine = JobEngine(record, make_plan(job, record.name), self.services, self._changed)
         self.engines[record.job_id] = engine
         task = self._tasks.create_task(engine.run(), name=f"job {record.job_id}")
-        task.add_done_callback(lambda _: self.engines.pop(record.job_id, None))
+        task.add_done_callback(lambda _: self._ended(record.job_id))
+
+    def _ended(self, job_id: str) -> None:
+        del self.engines[job_id]
+        self._changed()

@@ -1,7 +1,7 @@
 """A whole job in one process: the server's engine and the client's runner, unchanged, on virtual time.
 
-What differs from a deployment: no network, no certificates (the simulator vouches for names), state in memory, and one
-thread on which all clients compute in turn. The same job with the same seed, client names and data options gives the same
+What differs from a deployment: no network, no certificates (the simulator vouches for names), state in memory, and
+one thread on which all clients compute in turn. The same job with the same seed, client names and data options gives the same
 model bytes as the daemon with client processes.
 """
 
@@ -145,7 +145,6 @@ async def _follow(
             if task.done():
                 task.result()
                 raise JobFailed("a simulated client ended before the job did")
-        await asyncio.sleep(0)  # an engine that has just ended leaves the table in its task's callback
     show(status_of(federation, len(federation.fleet.seats), job_id))
 
 
@@ -165,9 +164,7 @@ def _result(federation: Federation, job_id: str) -> Simulated:
 
 
 def _about() -> Hello:
-    return Hello(
-        software_version(), "simulated", tuple(TASKS.names()), tuple(ADAPTERS.names()), tuple(CODECS.names())
-    )
+    return Hello(software_version(), "simulated", tuple(TASKS.names()), tuple(ADAPTERS.names()), tuple(CODECS.names()))
 
 
 @asynccontextmanager
