@@ -11,7 +11,7 @@ import logging
 import uuid
 from collections.abc import Callable
 
-from fedcore.errors import InvalidInput, NotFound, Refused
+from fedcore.errors import InvalidInput, NotFound, Refused, Unreachable
 from fedcore.jobfile import Job
 from fedcore.messages import Decline, Heartbeat, Hello
 from fedserver.rounds.engine import JobEngine
@@ -180,7 +180,7 @@ class Federation:
             await clock.sleep(HEARTBEAT_INTERVAL_S)
             for seat in list(self.fleet.seats.values()):
                 if clock.now_s() - seat.seen_s > SILENCE_S:
-                    self.fleet.leave(seat, Refused(f"silent for more than {SILENCE_S:g} s"))
+                    self.fleet.leave(seat, Unreachable(f"silent for more than {SILENCE_S:g} s"))
 
     # -- who watches -------------------------------------------------------------------------------------------------
 
