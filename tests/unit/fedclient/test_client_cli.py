@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fedclient.cli import app, parse_data
+from fedclient.daemon import ClientSettings
+from fedclient.enroll import enroll, read_token
+from fedclient.identity import ClientIdentity, new_request
+from fedcore.cli import run_app
+from fedcore.clock import SystemClock
+from fedcore.errors import ConfigError, Exit, InvalidInput, Refused, Unauthenticated, Unreachable
+from fedcore.identity import EnrolmentToken
+from fedserver.security.authority import Authority
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create(tmp_path_factory.mktemp("a") / "ca", "fed", ["127.0.0.1"])
+
+
+@pytest.fixture
+def token(authority: Authority) -> EnrolmentToken:
+    expires_at = SystemClock().wall_s() + 600
+    return EnrolmentToken("127.0.0.1:1", "127.0.0.1:1", "fed", "c1", authority.ca_pem.decode(), "s" * 43, expires_at)
+
+
+@pytest.fixture
+def identity(authority: Authority, tmp_path: Path) -> ClientIdentity:
+    request = new_request("c1", "fed")
+    pem = authority.sign_client(request.csr_pem, "c1").public_bytes(Encoding.PEM)
+    identity = request.complete(pem, server="127.0.0.1:1", ca_pem=authority.ca_pem, now_s=SystemClock().wall_s())
+    identity.save(tmp_path / "id")
+    return identity
+
+
+def run(*arguments: str) -> int:
+    return run_app(app, "fedclient", arguments)
+
+
+def test_a_token_is_read_from_argument_file_or_standard_input(
+    token: EnrolmentToken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = token.encode()
+    (tmp_path / "token").write_text(text + "\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert read_token(text) == read_token(f"@{tmp_path / 'token'}") == read_token("-") == token
+
+
+def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for name in ("missing", "binary"):
+        with pytest.raises(ConfigError, match=name):
+            read_token(f"@{tmp_path / name}")
+    with pytest.raises(InvalidInput):
+        read_token("not a token")
+
+
+async def test_an_expired_token_is_not_sent(token: EnrolmentToken, tmp_path: Path) -> None:
+    class Later(SystemClock):
+        def wall_s(self) -> float:
+            return token.expires_at
+
+    with pytest.raises(Unauthenticated, match="expired"):
+        await enroll(token, tmp_path / "id", Later())
+    assert not (tmp_path / "id").exists()
+
+
+async def test_a_folder_with_an_identity_is_refused_before_the_token_is_spent(
+    token: EnrolmentToken, identity: ClientIdentity, tmp_path: Path
+) -> None:
+    with pytest.raises(Refused, match="already holds"):
+        await enroll(token, tmp_path / "id", SystemClock())
+
+
+async def test_without_a_server_enrolling_leaves_no_identity(token: EnrolmentToken, tmp_path: Path) -> None:
+    with pytest.raises(Unreachable):
+        await enroll(token, tmp_path / "id", SystemClock())
+    assert list((tmp_path / "id").iterdir()) == []
+
+
+def test_data_options_become_a_mapping() -> None:
+    assert parse_data(["shard=0", "path=/a=b", "empty="]) == {"shard": "0", "path": "/a=b", "empty": ""}
+
+
+@pytest.mark.parametrize("pairs", [["shard"], ["=0"], ["a=1", "a=2"]])
+def test_data_options_that_are_not_pairs_are_refused(pairs: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--data"):
+        parse_data(pairs)
+
+
+def test_settings_are_checked_as_they_are_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="threads 0: 1 to"):
+        ClientSettings(tmp_path, threads=0)
+    with pytest.raises(InvalidInput, match="server"):
+        ClientSettings(tmp_path, server="nowhere")
+
+
+def test_running_without_an_identity_says_to_enroll(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", "--folder", str(tmp_path)) == Exit.NOT_FOUND
+    assert "run `fedclient enroll` first" in capsys.readouterr().err
+
+
+def test_check_says_what_is_wrong_with_its_exit_code(
+    identity: ClientIdentity, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("check", "--folder", str(tmp_path / "id"), "--device", "cpu", "--json") == Exit.UNREACHABLE
+    found = json.loads(capsys.readouterr().out)
+    assert {name: finding["ok"] for name, finding in found.items()} == {
+        "identity": True,
+        "device": True,
+        "server": False,
+    }
+    assert found["identity"]["text"].startswith("c1 in fed, valid until ")
+
+
+def test_check_reads_as_a_table_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", "--folder", str(tmp_path), "--device", "gpu") == Exit.NOT_FOUND
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["BAD", "identity"],
+        ["BAD", "device"],
+    ]
+
+
+def test_help_needs_neither_torch_nor_grpc() -> None:
+    code = (
+        "import sys; from fedclient.cli import app; from fedcore.cli import run_app;"
+        "run_app(app, 'fedclient', ['run', '--help']);"
+        "sys.exit(sorted({'torch', 'grpc', 'numpy'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_starts_a_session_needs_no_torch() -> None:
+    code = (
+        "import sys, fedclient.runner, fedclient.daemon, fedclient.transport.grpc_transport;"
+        "sys.exit(int('torch' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_command_and_option_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="utf-8")
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert f"fedclient {command.callback.__name__}" in text
+    for option in ("--token", "--folder", "--force", "--data", "--task-file", "--device", "--threads", "--server"):
+        assert f"`{option}" in text
