@@ -187,7 +187,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         books = self.books
         if books.opened_s is None:
             assert self.now_s < books.waiting_since_s + self.plan.deadline_s
-            wanted = 1 if books.stage is WorkKind.INITIALISE else self.plan.cohort
+            wanted = 1 if books.stage is WorkKind.INITIALISE else max(self.plan.cohort, books.quorum)
             assert len(books.connected - books.refusing) < wanted
         else:
             assert books.working

@@ -97,6 +97,14 @@ def test_with_fewer_clients_than_the_cohort_a_quorum_is_assigned_at_the_deadline
     assert feed(state, Tick(), now_s=DEADLINE_S) == [Assign(("a", "b"))]
 
 
+def test_no_attempt_opens_with_fewer_clients_than_its_quorum_needs() -> None:
+    plan = schedule(2, over_select=2.0, buffer=4, quorum=3)
+    state = Scheduler.resume(plan, 1, 7, 0.0, latest_version=0, attempt=0, working=(), accepted=())
+    assert feed(state, Available("a"), Available("b")) == []
+    assert state.waiting_for() == Waiting("clients", 1)
+    assert feed(state, Available("c")) == [Assign(("a", "b", "c"))]
+
+
 def test_below_the_quorum_of_clients_the_attempt_is_abandoned_with_the_numbers() -> None:
     state = Scheduler.resume(schedule(4), 1, 7, 0.0, latest_version=0, attempt=0, working=(), accepted=())
     assert feed(state, Available("a"), Tick(), now_s=DEADLINE_S) == [
