@@ -72,8 +72,7 @@ class ClientRunner:
         self._hand = InHand(clock)
         self._stopping = asyncio.Event()
         self._session: Session | None = None
-        # Replaced at every connection, so that waiting for it means waiting for the next one.
-        self._connected = asyncio.Event()
+        self._contact = _Signal()
         self._declines: asyncio.Queue[Decline] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -125,12 +124,11 @@ class ClientRunner:
                 _log.warning("server not reachable", extra={"reason": str(error)})
             if began_s is not None and self._clock.now_s() - began_s >= interval_s:
                 backoff.reset()
-            await self._clock.sleep(backoff.next_s())
+            await first_of(self._contact.wait(), self._clock.sleep(backoff.next_s()))
 
     async def _serve(self, session: Session) -> None:
         self._session = session
-        self._connected.set()
-        self._connected = asyncio.Event()
+        self._contact.fire()
         try:
             await first_of(self._hear(session), self._beat(session), self._post(session))
         finally:
@@ -229,9 +227,9 @@ class ClientRunner:
             raise
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not longer than until the next session opens; the clock runs meanwhile."""
+        """Wait, but not longer than until the server is there again; the clock runs meanwhile."""
         with self._hand.waiting():
-            await first_of(self._connected.wait(), self._clock.sleep(seconds))
+            await first_of(self._contact.wait(), self._clock.sleep(seconds))
 
     def _finish(self, entry: Entry, task: asyncio.Task[UploadState]) -> None:
         assignment = entry.assignment
@@ -245,11 +243,26 @@ class ClientRunner:
         except FedError as error:
             self._decline(assignment.assignment_id, str(error))
             return
+        self._contact.fire()
         fields = {**_fields(assignment), "result": str(state.result)}
         if state.result in _COUNTED:
             _log.info("update counted", extra=fields)
         else:
             _log.warning("update rejected", extra={**fields, "reason": state.text})
+
+
+class _Signal:
+    """Wakes whoever waits at this moment: the server was reached, so a back-off need not be sat out."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def fire(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()
 
 
 async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
