@@ -1,0 +1,6 @@
+"""`python -m fedserver` is the command `fedserver`."""
+
+from fedserver.cli import main
+
+if __name__ == "__main__":
+    main()

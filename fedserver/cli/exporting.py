@@ -1,0 +1,90 @@
+"""`fedserver export`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedcore.cli import JsonOption, print_json
+from fedserver.cli.options import DEFAULT_FOLDER, FolderOption, JobArgument
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(export)
+
+
+def export(
+    job: JobArgument,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder to make, or an empty one.", show_default=False)
+    ],
+    folder: FolderOption = DEFAULT_FOLDER,
+    version: Annotated[
+        int | None, typer.Option("--version", min=0, help="Which version; default: the newest.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in DIR.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version as files for other programs.
+
+    Weights as safetensors (for LoRA a PEFT adapter folder), a model card, a plot.
+    """
+    from fedcore.jobfile import Job
+    from fedcore.layout import Layout
+    from fedserver.cli.connect import operator
+    from fedserver.export import Exportable, export_version
+
+    with operator(folder) as server:
+        federation = str(server.status(job)["federation"])
+        wanted = server.version(job, version)
+        with _progress(wanted.num_bytes) as on_bytes:
+            state = server.read_version(wanted, on_bytes)
+    what = Exportable(
+        federation=federation,
+        job_id=wanted.job_id,
+        job=Job.from_json(wanted.job),
+        layout=Layout.from_json(wanted.layout),
+        version=wanted.version,
+        state_sha256=wanted.sha256,
+        history=wanted.history,
+    )
+    made = export_version(what, state, out, force=force)
+    if as_json:
+        print_json(
+            {
+                "job_id": what.job_id,
+                "version": what.version,
+                "sha256": what.state_sha256,
+                "folder": str(made.folder),
+                "files": [str(path) for path in made.files],
+                "weights": str(made.weights),
+                "model_card": str(made.model_card),
+                "adapter": None if made.adapter is None else str(made.adapter),
+                "plot": None if made.plot is None else str(made.plot),
+            }
+        )
+        return
+    typer.echo(f"version {what.version} of {what.job.job.name} in {made.folder}:")
+    for path in made.files:
+        typer.echo(f"  {path.name}")
+
+
+@contextmanager
+def _progress(num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error while something large is read, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("download", total=num_bytes)
+        yield lambda total: progress.update(task, completed=total)
