@@ -14,6 +14,7 @@ from fedcore.params import Params
 from fedcore.privatefiles import write_private
 
 FILE = "server.toml"
+_WILDCARDS = ("0.0.0.0", "::")  # every address of this machine
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -29,10 +30,15 @@ class ServerConfig(Params):
     )
     metrics_port: Port = Field(default=9464, description="0: any free port.")
 
-    @field_validator("host", "public_host", "metrics_host")
+    @field_validator("public_host")
     @classmethod
     def _is_host(cls, value: str) -> str:
         return check_host(value)
+
+    @field_validator("host", "metrics_host")
+    @classmethod
+    def _can_be_listened_on(cls, value: str) -> str:
+        return value if value in _WILDCARDS else check_host(value)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -47,16 +47,23 @@ class Ready:
     metrics_url: str
 
 
-def initialise(folder: Path, config: ServerConfig, federation: str) -> None:
+def initialise(folder: Path, config: ServerConfig, federation: str, hosts: Sequence[str] = ()) -> None:
     """Make a new state folder with its settings and its certificate authority.
 
+    Args:
+        folder: where; may exist if it is empty.
+        config: goes into the folder.
+        federation: the federation's name.
+        hosts: names and IP addresses of the server besides `config.public_host` and this machine's own.
+
     Raises:
+        InvalidInput: the federation's name or a host is not valid.
         StateUnusable: there is one already.
         StorageFailed: the operating system refused.
     """
     with StateFolder.create(folder, federation) as state:
-        hosts = dict.fromkeys((config.public_host, *LOCAL_HOSTS))
-        Authority.create(state.keys, federation, list(hosts))
+        names = dict.fromkeys((config.public_host, *hosts, *LOCAL_HOSTS))
+        Authority.create(state.keys, federation, list(names))
         config.save(folder)
 
 

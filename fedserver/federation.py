@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL_S = 10.0
 SILENCE_S = 3 * HEARTBEAT_INTERVAL_S
+MIN_ID_CHARS = 6
 
 
 class Federation:
@@ -91,24 +92,25 @@ class Federation:
         return self.job(job_id)
 
     def job(self, job_id: str) -> JobRecord:
-        """Return a job by id or, if only one is called so, by name.
+        """Return a job by id or, if only one fits, by name or by the start of its id (6 characters or more).
 
         Raises:
             NotFound: no such job; the text says which there are.
-            InvalidInput: several jobs have the name.
+            InvalidInput: several jobs fit.
         """
         if (engine := self.engines.get(job_id)) is not None:
             return engine.record
         jobs = self.services.store.jobs()
-        found = [record for record in jobs if record.job_id == job_id] or [
-            record for record in jobs if record.name == job_id
-        ]
+        found = [record for record in jobs if record.job_id == job_id]
+        found = found or [record for record in jobs if record.name == job_id]
+        if len(job_id) >= MIN_ID_CHARS:
+            found = found or [record for record in jobs if record.job_id.startswith(job_id)]
         if not found:
             known = ", ".join(f"{record.name} ({record.job_id[:8]})" for record in jobs[-10:])
             raise NotFound(f"no job {job_id!r}; known: {known or 'none'}")
         if len(found) > 1:
             ids = ", ".join(record.job_id for record in found)
-            raise InvalidInput(f"{len(found)} jobs are called {job_id!r}, name one by its id: {ids}")
+            raise InvalidInput(f"{len(found)} jobs fit {job_id!r}, name one by its id: {ids}")
         return found[0]
 
     def version(self, job_id: str, version: int | None) -> VersionRecord:
