@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,15 @@ from fedcore.clock import SystemClock
 from fedcore.errors import ConfigError, Exit, InvalidInput, Refused, Unauthenticated, Unreachable
 from fedcore.identity import EnrolmentToken
 from fedserver.security.authority import Authority
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="module")
