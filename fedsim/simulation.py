@@ -1,8 +1,8 @@
 """A whole job in one process: the server's engine and the client's runner, unchanged, on virtual time.
 
 What differs from a deployment: no network, no certificates (the simulator vouches for names), state in memory, and
-one thread on which all clients compute in turn. The same job with the same seed, client names and data options gives the same
-model bytes as the daemon with client processes.
+one thread on which all clients compute in turn. The same job with the same seed, client names and data options gives
+the same model bytes as the daemon with client processes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from fedclient.adapters import ADAPTERS
 from fedclient.runner import ClientRunner
@@ -69,12 +69,23 @@ class Simulated:
     status: Tree
 
 
-def shards(num_clients: int, data: Mapping[str, str]) -> list[SimulatedClient]:
-    """Return clients ``client-1`` … that hold one shard each, next to the options that all share."""
-    return [
-        SimulatedClient(f"client-{i + 1}", {"shard": str(i), "num_shards": str(num_clients), **data})
-        for i in range(num_clients)
-    ]
+def make_clients(job: Job, num_clients: int, data: Mapping[str, str]) -> list[SimulatedClient]:
+    """Return clients ``client-1`` … for a job.
+
+    A task whose options have ``shard`` and ``num_shards`` gets them: every client one shard, counted from 0. In the
+    values of `data`, ``{shard}`` stands for the client's number.
+
+    Raises:
+        UnknownPlugin: the task is not installed.
+    """
+    known = get_type_hints(TASKS.get(job.task.name))["options"].model_fields
+    clients: list[SimulatedClient] = []
+    for shard in range(num_clients):
+        own = {"shard": str(shard), "num_shards": str(num_clients)}
+        options = {key: value for key, value in own.items() if key in known}
+        options |= {key: value.replace("{shard}", str(shard)) for key, value in data.items()}
+        clients.append(SimulatedClient(f"client-{shard + 1}", options))
+    return clients
 
 
 async def simulate(

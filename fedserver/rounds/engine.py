@@ -161,7 +161,8 @@ class JobEngine:
                     commands += await self._assign(clients)
                 case sched.Close(unfinished):
                     await self._close(unfinished)
-                    commands += self._scheduler.step(sched.Written(), self._now_s())
+                    # After what is in the queue: the clients that this round has freed are among the next candidates.
+                    self.post(sched.Written())
                 case sched.Abandon():
                     await self._abandon(command)
                 case sched.Finish():
@@ -171,6 +172,11 @@ class JobEngine:
     async def _assign(self, clients: tuple[str, ...]) -> list[sched.Command]:
         wanted = {uuid.uuid4().hex: client for client in clients}
         taken = {key: client for key, client in wanted.items() if self._services.fleet.take(client, key)}
+        if len(taken) < len(wanted):
+            for assignment_id, client in taken.items():
+                self._services.fleet.release(client, assignment_id)
+            missing = sorted(set(clients) - set(taken.values()))
+            return self._scheduler.step(sched.Taken(tuple(missing)), self._now_s())
         attempt = self._open_attempt()
         wall_s = self._services.clock.wall_s()
         place = (self.job_id, attempt.version, attempt.number, attempt.kind)
@@ -182,10 +188,7 @@ class JobEngine:
         for assignment_id, client in taken.items():
             self._services.fleet.order(client, self._assignment(attempt, assignment_id, client))
         self._log("assigned", attempt, clients=len(taken))
-        dropped: list[sched.Command] = []
-        for client in set(clients) - set(taken.values()):  # another job was quicker
-            dropped += self._scheduler.step(sched.Dropped(client), self._now_s())
-        return dropped
+        return []
 
     async def _close(self, unfinished: tuple[str, ...]) -> None:
         attempt = self.attempt

@@ -73,6 +73,13 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """Clients that were to be assigned have just been taken by another job: nobody was assigned."""
+
+    clients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Written:
     """The version (or the final evaluation) that was closing is durable."""
 
@@ -82,7 +89,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Available | Unavailable | Accepted | Dropped | Written | Tick
+Event = Available | Unavailable | Accepted | Dropped | Taken | Written | Tick
 
 
 # -- commands --------------------------------------------------------------------------------------------------------
@@ -201,6 +208,10 @@ class Scheduler:
                 self.working.discard(client)
                 if refuses:
                     self.refusing.add(client)
+            case Taken(clients):
+                self.available -= set(clients)
+                if self.phase is Phase.OPEN and not self.accepted:
+                    self._wait(now_s)
             case Written():
                 if self.phase is Phase.CLOSING:
                     return self._advance(now_s)
@@ -314,9 +325,12 @@ class Scheduler:
                 return len(self.working) + len(self.accepted)
 
     def _choose(self, candidates: Sequence[str]) -> tuple[str, ...]:
-        """Draw the cohort: uniform without replacement, from a stream of its own for each attempt."""
+        """Draw the cohort: uniform without replacement, from a stream of its own for each attempt.
+
+        The last version is evaluated by everybody who is there, so that its figures cover as much data as they can.
+        """
         most = 1 if self.stage is WorkKind.INITIALISE else self.schedule.clients_to_assign
-        if len(candidates) <= most:
+        if len(candidates) <= most or self.stage is WorkKind.EVALUATE:
             return tuple(candidates)
         rng = stream(self.seed, "select", self.stage.value, self.version, self.attempt)
         return tuple(candidates[i] for i in sorted(rng.choice(len(candidates), size=most, replace=False)))

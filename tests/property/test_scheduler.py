@@ -27,6 +27,7 @@ from fedserver.rounds.scheduler import (
     Finish,
     Phase,
     Scheduler,
+    Taken,
     Tick,
     Unavailable,
     Written,
@@ -82,8 +83,12 @@ class Books:
         half = (buffer + 1) // 2 if self.plan.quorum is None else self.plan.quorum
         return half if self.stage is WorkKind.TRAIN else 1
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: Event, now_s: float) -> None:
         match event:
+            case Taken(clients):
+                self.connected -= set(clients)
+                if self.opened_s is not None and not self.closing and not self.accepted:
+                    self.begin(now_s)
             case Available(client):
                 self.connected.add(client)
             case Unavailable(client, gone):
@@ -135,6 +140,8 @@ class Books:
         assert len(set(clients)) == len(clients) > 0
         assert set(clients) <= self.connected - self.refusing
         most = 1 if self.stage is WorkKind.INITIALISE else math.ceil(round(self.plan.cohort * self.plan.over_select, 6))
+        if self.stage is WorkKind.EVALUATE:
+            most = len(self.connected)
         assert self.quorum <= len(clients) <= most
         assert len(clients) == min(most, len(self.connected - self.refusing))
 
@@ -172,7 +179,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if ended:
             assert commands == []
             return
-        self.books.hear(event)
+        self.books.hear(event, self.now_s)
         if closing and isinstance(event, Written):
             self.books.written(self.now_s)
         elif closing:
@@ -220,6 +227,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(client=st.sampled_from(CLIENTS), refuses=st.booleans())
     def anybody_drops(self, client: str, refuses: bool) -> None:
         self.send(Dropped(client, refuses))
+
+    @rule(clients=st.sets(st.sampled_from(CLIENTS)))
+    def another_job_was_quicker(self, clients: set[str]) -> None:
+        self.send(Taken(tuple(sorted(clients))))
 
     @rule(share=st.sampled_from([0.0, 0.4, 1.0, 1.7]))
     def time_passes(self, share: float) -> None:

@@ -1,0 +1,140 @@
+"""The command `fedsim`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from fedclient.cli import DataOption, DeviceOption, TaskFileOption, ThreadsOption, parse_data
+from fedcore import logs
+from fedcore.cli import JsonOption, LogFormatOption, LogLevelOption, new_app, print_json, run_app
+from fedcore.jobfile import Job, load_job
+
+if TYPE_CHECKING:
+    from fedsim.simulation import Simulated, SimulatedClient
+    from fedsim.summary import Summary
+
+PROGRAM = "fedsim"
+
+app = new_app("Roundtable's simulator: the server and its clients in one process, on virtual time.")
+
+
+@app.command()
+def run(
+    job: Annotated[Path, typer.Argument(help="The job file.")],
+    clients: Annotated[
+        int | None, typer.Option("--clients", min=1, max=100_000, help="How many clients; default: the cohort.")
+    ] = None,
+    data: DataOption = None,
+    task_file: TaskFileOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for adapter, model card and plot; default: simulated/JOB.")
+    ] = None,
+    pooled: Annotated[
+        bool,
+        typer.Option("--pooled/--no-pooled", help="Also train on all data in one place, as the bound to compare with."),
+    ] = True,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "auto",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Run a job to its end with simulated clients, and export the result.
+
+    The same job with the same clients on a real server gives the same bytes. `{shard}` in a --data value stands for
+    the client's number, counted from 0.
+    """
+    from fedclient.tasks.files import load_task_file
+    from fedsim.simulation import make_clients
+
+    logs.configure(log_level, log_format=log_format)
+    for file in task_file or ():
+        load_task_file(file)
+    parsed = load_job(job)
+    members = make_clients(parsed, clients or parsed.schedule.cohort, parse_data(data or []))
+    simulated = _simulate(parsed, members, device, threads)
+    summary = _conclude(parsed, members, simulated, out or Path("simulated") / parsed.job.name, pooled, device, threads)
+    if as_json:
+        print_json(summary.as_json())
+    else:
+        for key, value in summary.as_json().items():
+            typer.echo(f"{key:<18}{f'{value:.1%}' if isinstance(value, float) else value}")
+
+
+def _simulate(job: Job, members: list[SimulatedClient], device: str, threads: int) -> Simulated:
+    """Run the simulation on a thread of its own, while this one shows it on standard error."""
+    from rich.console import Console
+
+    from fedserver.cli.live import follow
+    from fedsim.simulation import simulate
+
+    statuses: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    result: Future[Simulated] = Future()
+    loop = asyncio.new_event_loop()
+
+    def compute() -> None:
+        try:
+            result.set_result(
+                loop.run_until_complete(simulate(job, members, device=device, threads=threads, show=statuses.put))
+            )
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits, and raised there
+            result.set_exception(error)
+        finally:
+            loop.close()
+            statuses.put(None)
+
+    thread = threading.Thread(target=compute, name="simulation")
+    thread.start()
+    try:
+        follow(_until_none(statuses), Console(stderr=True))
+    except KeyboardInterrupt:
+        loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+        raise
+    finally:
+        thread.join()
+    return result.result()
+
+
+def _conclude(
+    job: Job, members: list[SimulatedClient], simulated: Simulated, out: Path, pooled: bool, device: str, threads: int
+) -> Summary:
+    from fedcore.layout import Layout
+    from fedserver.export import Exportable, export_version
+    from fedsim.pooled import measure
+    from fedsim.simulation import FEDERATION
+    from fedsim.summary import summarise
+
+    what = Exportable(
+        federation=FEDERATION,
+        job_id=simulated.job_id,
+        job=job,
+        layout=Layout.from_json(simulated.layout),
+        version=simulated.version.version,
+        state_sha256=simulated.version.state_blob,
+        history=simulated.history,
+    )
+    exported = export_version(what, simulated.state, out, force=True)
+    bounds = measure(job, [member.data for member in members], device, threads) if pooled else None
+    summary = summarise(simulated.history, len(members), bounds, exported)
+    out.with_name(f"{out.name}.json").write_text(json.dumps(summary.as_json(), indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _until_none(statuses: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[dict[str, Any]]:
+    while (status := statuses.get()) is not None:
+        yield status
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    sys.exit(run_app(app, PROGRAM))
