@@ -8,6 +8,7 @@ rescaled.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -58,8 +59,8 @@ def peft_state_names(layout: Layout) -> dict[str, str]:
 def peft_config(params: Mapping[str, object], layout: Layout) -> dict[str, JsonValue]:
     """Return the content of `adapter_config.json` for a job's adapter parameters and layout.
 
-    The adapted modules are listed by full path, so that the same modules are found whatever pattern chose
-    them.
+    The adapted modules are named by a regular expression of their full paths. In a list, peft would also take
+    `block.0` for `0`.
 
     Raises:
         InvalidInput: `params` are not LoRA parameters.
@@ -78,7 +79,7 @@ def peft_config(params: Mapping[str, object], layout: Layout) -> dict[str, JsonV
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": list(modules),
+        "target_modules": f"(?:{'|'.join(map(re.escape, modules))})",
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,

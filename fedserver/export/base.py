@@ -1,0 +1,75 @@
+"""What goes into an export, what comes out, and how its files are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fedcore.jobfile import Job
+from fedcore.layout import Layout
+
+CARD_FILE: Final = "README.md"
+PLOT_FILE: Final = "rounds.png"
+MODEL_FILE: Final = "model.safetensors"
+ADAPTER_FILE: Final = "adapter_model.safetensors"
+"""The name that peft looks for, as is the next one."""
+ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
+
+FILES: Final = frozenset({CARD_FILE, PLOT_FILE, MODEL_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE})
+"""Every file that an export may hold; a folder with anything else in it is never replaced."""
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """One version of a job, and the way there.
+
+    Attributes:
+        federation: the federation's name.
+        job_id: the job's permanent name on that server.
+        job: its job file.
+        layout: where each tensor lies in the state.
+        version: which version; 0 is what training began with.
+        state_sha256: SHA-256 (hex) of the version's state.
+        history: `fedserver.status.history_of` the job: a row for each version, the oldest first. Rows after
+            `version` are ignored.
+    """
+
+    federation: str
+    job_id: str
+    job: Job
+    layout: Layout
+    version: int
+    state_sha256: str
+    history: list[dict[str, Any]]
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it becomes a PEFT adapter."""
+        return self.job.adapter.name == "lora"
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The history up to the version."""
+        return [row for row in self.history if row["version"] <= self.version]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export on disk.
+
+    Attributes:
+        folder: where it lies.
+        files: every file in it.
+        weights: the safetensors file.
+        model_card: the Markdown file.
+        adapter: the folder to give to peft; None for anything but LoRA.
+        plot: the picture of the rounds; None where matplotlib is not installed.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    weights: Path
+    model_card: Path
+    adapter: Path | None
+    plot: Path | None
