@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from fedclient.tasks import TASKS
 from fedclient.tasks.base import LocalData, Split, Task
 from fedclient.trainer import LocalWorker, Work
@@ -55,10 +53,6 @@ def measure(job: Job, clients: Sequence[Mapping[str, str]], device: str = "cpu",
 def _pooled(task: type[Task], job: Job, clients: Sequence[Mapping[str, str]]) -> type[Task]:
     def load(self: Task) -> LocalData:
         parts = [task(job.task.params, options, job.job.seed).load() for options in clients]
-        return LocalData(_join([part.train for part in parts]), _join([part.held_out for part in parts]))
+        return LocalData(Split.join([part.train for part in parts]), Split.join([part.held_out for part in parts]))
 
     return type(f"Pooled{task.__name__}", (task,), {"load": load})
-
-
-def _join(splits: Sequence[Split]) -> Split:
-    return Split(torch.cat([split.inputs for split in splits]), torch.cat([split.targets for split in splits]))

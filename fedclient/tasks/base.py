@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, get_type_hints
 
@@ -39,6 +39,11 @@ class Split:
     def to(self, device: torch.device) -> Split:
         """Return the same examples on `device`."""
         return Split(self.inputs.to(device), self.targets.to(device))
+
+    @staticmethod
+    def join(splits: Sequence[Split]) -> Split:
+        """Return the examples of all `splits`, one after the other."""
+        return Split(torch.cat([split.inputs for split in splits]), torch.cat([split.targets for split in splits]))
 
 
 @dataclass(frozen=True)

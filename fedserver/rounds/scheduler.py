@@ -193,6 +193,12 @@ class Scheduler:
 
     def step(self, event: Event, now_s: float) -> list[Command]:
         """Take one event at time `now_s` (seconds, never going back) and say what is to be done, in order."""
+        if isinstance(event, Written):
+            return self._advance(now_s) if self.phase is Phase.CLOSING else []
+        self._note(event, now_s)
+        return self._decide(now_s)
+
+    def _note(self, event: Event, now_s: float) -> None:
         match event:
             case Available(client):
                 self.available.add(client)
@@ -212,12 +218,6 @@ class Scheduler:
                 self.available -= set(clients)
                 if self.phase is Phase.OPEN and not self.accepted:
                     self._wait(now_s)
-            case Written():
-                if self.phase is Phase.CLOSING:
-                    return self._advance(now_s)
-            case Tick():
-                pass
-        return self._decide(now_s)
 
     def waiting_for(self) -> Waiting:
         """Say what the job waits for now."""
