@@ -11,12 +11,12 @@ import logging
 import uuid
 from collections.abc import Callable
 
-from fedcore.errors import InvalidInput, NotFound, Refused, Unreachable
+from fedcore.errors import InvalidInput, NotFound, Refused, StateError, Unreachable
 from fedcore.jobfile import Job
 from fedcore.messages import Decline, Heartbeat, Hello
 from fedserver.rounds.engine import JobEngine
 from fedserver.rounds.fleet import Fleet, Seat
-from fedserver.rounds.intake import Intake
+from fedserver.rounds.intake import Intake, split_spool_key
 from fedserver.rounds.plan import make_plan
 from fedserver.rounds.scheduler import Dropped
 from fedserver.rounds.services import Services
@@ -56,6 +56,7 @@ class Federation:
         Raises:
             ExceptionGroup: an engine or the watch over silent clients failed; the server has to stop.
         """
+        self._discard_dead_uploads()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             for record in self.services.store.jobs():
@@ -202,8 +203,29 @@ class Federation:
         assert self._tasks is not None, "run() is not running"
         engine = JobEngine(record, make_plan(job, record.name), self.services, self._changed)
         self.engines[record.job_id] = engine
-        task = self._tasks.create_task(engine.run(), name=f"job {record.job_id}")
+        task = self._tasks.create_task(self._run(engine), name=f"job {record.job_id}")
         task.add_done_callback(lambda _: self._ended(record.job_id))
+
+    async def _run(self, engine: JobEngine) -> None:
+        try:
+            await engine.run()
+        except StateError:
+            raise
+        except Exception as error:
+            # A job's top loop: what a plugin of its does wrong ends this job, not the server.
+            log.exception("job failed", extra={"job": engine.job_id})
+            await engine.stop(JobStatus.FAILED, f"internal error: {type(error).__name__}: {error}")
+
+    def _discard_dead_uploads(self) -> None:
+        """Give back the space of unfinished uploads that nobody will go on with."""
+        store, blobs = self.services.store, self.services.blobs
+        keep: set[str] = set()
+        for key in blobs.spools():
+            assignment = store.assignment(split_spool_key(key)[0])
+            job = None if assignment is None else store.job(assignment.job_id)
+            if assignment is not None and not assignment.ended and job is not None and job.status is JobStatus.RUNNING:
+                keep.add(key)
+        blobs.discard_spools(keep)
 
     def _ended(self, job_id: str) -> None:
         del self.engines[job_id]

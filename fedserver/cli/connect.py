@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fedcore.errors import NotFound, StateUnusable
+from fedcore.errors import NotFound, StateUnusable, Unreachable
 from fedcore.privatefiles import read_private, remove_private, write_private
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def operator(folder: Path) -> Iterator[OperatorClient]:
 
     Raises:
         StateUnusable: the folder was never initialised, or lacks the operator's keys.
+        Unreachable: no server runs on it, and it has no port of its own.
         ConfigError: its settings are wrong.
     """
     address = _address(folder)
@@ -68,6 +69,8 @@ def _address(folder: Path) -> str:
     try:
         found = json.loads(read_private(folder / _RUNNING))["address"]
     except NotFound:
+        if config.port == 0:
+            raise Unreachable(f"no server runs on {folder}: start it with `fedserver run`") from None
         host = f"[{config.public_host}]" if ":" in config.public_host else config.public_host
         return f"{host}:{config.port}"
     except (ValueError, KeyError, TypeError) as error:

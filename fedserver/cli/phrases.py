@@ -30,9 +30,10 @@ class Pace:
         latest = job["latest"]
         if latest is None or latest["version"] >= job["rounds"]:
             return None
-        version, at_s = self._first.get(job["job_id"], (0, 0.0))
+        submitted = (0, job["submitted_at"])
+        version, at_s = self._first.get(job["job_id"], submitted)
         if latest["version"] <= version:
-            version, at_s = 0, job["submitted_at"]
+            version, at_s = submitted
         if latest["version"] <= version:
             return None
         round_s = (latest["created_at"] - at_s) / (latest["version"] - version)

@@ -26,6 +26,7 @@ class Attempt:
         ended: ids of assignments whose outcome is known.
         headers: of the accepted updates, by client.
         frames: digest of the accepted update's frame, by client.
+        spools: keys of uploads in chunks that have begun; what is unfinished is discarded with the attempt.
         fold: None when nothing is summed (INITIALISE, EVALUATE).
     """
 
@@ -38,6 +39,7 @@ class Attempt:
     ended: set[str] = field(default_factory=set)
     headers: dict[str, UpdateHeader] = field(default_factory=dict)
     frames: dict[str, str] = field(default_factory=dict)
+    spools: set[str] = field(default_factory=set)
     _sealed: bool = False
     _in_flight: int = 0
     _settled: asyncio.Event = field(default_factory=asyncio.Event)

@@ -266,6 +266,8 @@ class JobEngine:
                 self.attempt.ended.add(assignment_id)
                 records.append(replace(self.attempt.assignments[assignment_id], ended="expired", text=reason))
                 self._services.fleet.release(client, assignment_id, reason)
+        for key in self.attempt.spools:
+            self._services.blobs.spool(key).discard()
         return records
 
     async def _end(self, status: JobStatus, failure: str) -> None:

@@ -87,7 +87,7 @@ class Fleet:
         """Let a job hear of clients, first of those that are here."""
         self._jobs.append(job)
         for seat in list(self._seats.values()):
-            self._offer(seat, [job])
+            self._welcome(seat, [job])
 
     def remove_job(self, job: Listener) -> None:
         """A job has ended."""
@@ -98,14 +98,7 @@ class Fleet:
         if (old := self._seats.get(client)) is not None:
             self.leave(old, Refused(f"client {client!r} opened another session"))
         seat = self._seats[client] = Seat(client, hello)
-        for job in self._jobs:
-            expected = job.returned(client)
-            if expected is not None:
-                seat.work = expected.assignment_id
-                if expected.assignment_id not in hello.assignment_ids:
-                    seat.order(expected)
-                return seat
-        self._offer(seat, self._jobs)
+        self._welcome(seat, self._jobs)
         return seat
 
     def leave(self, seat: Seat, reason: FedError | None = None) -> None:
@@ -149,6 +142,16 @@ class Fleet:
         """Note how far a client says it is."""
         if beat.assignment_id == seat.work:
             seat.progress = min(max(beat.progress, 0.0), 1.0)
+
+    def _welcome(self, seat: Seat, jobs: list[Listener]) -> None:
+        """Give a client the work that one of `jobs` still expects of it, or offer it to them all."""
+        for job in jobs:
+            expected = None if seat.work else job.returned(seat.client)
+            if expected is not None:
+                seat.work = expected.assignment_id
+                if expected.assignment_id not in seat.hello.assignment_ids:
+                    seat.order(expected)
+        self._offer(seat, jobs)
 
     def _offer(self, seat: Seat, jobs: list[Listener]) -> None:
         for job in list(jobs):

@@ -116,7 +116,11 @@ class Intake:
         """Say how far an upload is, or what became of it."""
         if recorded := self._recorded(client, update_id):
             return recorded
-        return UploadState(self._services.blobs.spools().get(_spool_key(client, update_id), 0))
+        for key, num_bytes in self._services.blobs.spools().items():
+            assignment_id, spooled = split_spool_key(key)
+            if spooled == update_id and self._is_of(client, assignment_id):
+                return UploadState(num_bytes)
+        return UploadState(0)
 
     def announce(self, client: str, header_bytes: bytes, signature: bytes) -> Announced | UploadState:
         """Check an update's header before any of its bytes are taken.
@@ -148,8 +152,10 @@ class Intake:
 
     def upload(self, announced: Announced) -> Upload:
         """Begin or resume a frame in chunks."""
-        spool = self._services.blobs.spool(_spool_key(announced.client, announced.header.update_id))
-        return Upload(self, announced, spool)
+        header = announced.header
+        key = header.assignment_id + header.update_id
+        announced.attempt.spools.add(key)
+        return Upload(self, announced, self._services.blobs.spool(key))
 
     async def send(self, announced: Announced, frame: bytes) -> UploadState:
         """Take a whole frame at once; the answer is durable."""
@@ -274,6 +280,10 @@ class Intake:
             return None
         return UploadState(record.frame_bytes, record.result, record.text)
 
+    def _is_of(self, client: str, assignment_id: str) -> bool:
+        record = self._services.store.assignment(assignment_id)
+        return record is not None and record.client == client
+
     def _count(self, job: str, client: str, result: UpdateResult, text: str) -> None:
         self._services.metrics.update(job, result)
         level = logging.DEBUG if result is UpdateResult.ACCEPTED else logging.WARNING
@@ -304,6 +314,6 @@ def check_values(blocks: Iterable[Vector], max_abs: float) -> None:
         start += block.size
 
 
-def _spool_key(client: str, update_id: str) -> str:
-    """Name an upload by who sends it, so that nobody can write into another client's."""
-    return hashlib.sha256(f"{client}\0{update_id}".encode()).hexdigest()[:32]
+def split_spool_key(key: str) -> tuple[str, str]:
+    """Return the assignment id and the update id that an unfinished upload is named by."""
+    return key[:32], key[32:]
