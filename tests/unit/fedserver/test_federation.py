@@ -1,0 +1,133 @@
+"""The server without a wire, its clients played by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from fedagg import OPTIMIZERS
+from fedclient.identity import ClientIdentity
+from fedcore.errors import JobFileError, NotFound, UpdateResult
+from fedcore.identity import sign
+from fedcore.jobfile import parse_job
+from fedcore.layout import Vector
+from fedcore.messages import SIGNATURE_CONTEXT, Cancel, WorkKind
+from fedcore.plugin import Plugin
+from fedsim.transport import InProcessTransport
+from tests.support.player import LAYOUT, RAW, playing
+from tests.support.server import TestServer, running_server, small_job
+
+
+async def ended(server: TestServer, job_id: str) -> None:
+    while job_id in server.federation.engines:
+        await server.federation.next_change().wait()
+
+
+async def member(server: TestServer, name: str) -> tuple[InProcessTransport, ClientIdentity]:
+    return InProcessTransport(server.federation, name), await server.enrol(name)
+
+
+async def test_the_space_of_an_unfinished_upload_is_given_back_when_its_job_stops(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        transport, identity = await member(server, "alice")
+        record = await server.federation.submit(small_job().to_json())
+        async with playing(transport, identity.signing_key) as player:
+            work = await player.next_work()
+            frame = RAW.encode(np.ones(LAYOUT.num_values, np.float32), np.random.default_rng(0))
+            data = player.header(work, frame).to_bytes()
+            await transport.upload(data, sign(identity.signing_key, SIGNATURE_CONTEXT, data), frame[:20], 0)
+            assert sum(server.federation.services.blobs.spools().values()) == 20
+            await server.federation.stop_job(record.job_id)
+            assert isinstance(await player.next_order(), Cancel)
+        assert server.federation.services.blobs.spools() == {}
+
+
+async def test_another_client_does_not_see_an_upload_that_is_not_its_own(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        transport, identity = await member(server, "alice")
+        await server.federation.submit(small_job().to_json())
+        async with playing(transport, identity.signing_key) as player:
+            work = await player.next_work()
+            frame = RAW.encode(np.ones(LAYOUT.num_values, np.float32), np.random.default_rng(0))
+            header = player.header(work, frame)
+            data = header.to_bytes()
+            await transport.upload(data, sign(identity.signing_key, SIGNATURE_CONTEXT, data), frame[:20], 0)
+            mallory = InProcessTransport(server.federation, "mallory")
+            assert (await mallory.upload_state(header.update_id)).received_bytes == 0
+            assert (await transport.upload_state(header.update_id)).received_bytes == 20
+
+
+class Exploding(Plugin):
+    """A third party's optimiser with a bug."""
+
+    name: ClassVar[str] = "exploding"
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    def initial(self, slot: str) -> float:
+        return 0.0
+
+    def step(self, mean_D: Vector, slots_D: Mapping[str, Vector], version: int) -> Vector:
+        raise ZeroDivisionError("a plugin's bug")
+
+
+@pytest.fixture
+def exploding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OPTIMIZERS, "_added", {**OPTIMIZERS._added, "exploding": Exploding})
+
+
+@pytest.mark.usefixtures("exploding")
+async def test_a_plugins_bug_fails_its_job_and_the_server_goes_on(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        transport, identity = await member(server, "alice")
+        tree = small_job().model_dump(mode="json") | {"server_optimizer": {"name": "exploding"}}
+        bad = await server.federation.submit(parse_job(tree, "bad").to_json())
+        async with playing(transport, identity.signing_key) as player:
+            assert (await player.answer(await player.next_work())).result is UpdateResult.ACCEPTED
+            assert (await player.answer(await player.next_work())).result is UpdateResult.ACCEPTED
+            await ended(server, bad.job_id)
+            record = server.federation.job(bad.job_id)
+            assert record.status == "failed"
+            assert "ZeroDivisionError: a plugin's bug" in record.failure
+            good = await server.federation.submit(small_job().to_json())
+            while good.job_id in server.federation.engines:
+                work = await player.next_work()
+                assert (await player.answer(work)).result is UpdateResult.ACCEPTED
+                if work.kind is WorkKind.EVALUATE:
+                    await ended(server, good.job_id)
+            assert server.federation.job(good.job_id).status == "finished"
+
+
+async def test_a_job_that_this_server_cannot_run_is_refused_with_every_reason(tmp_path: Path) -> None:
+    tree = small_job().model_dump(mode="json")
+    tree["aggregator"]["rule"] = "weigted-mean"
+    tree["server_optimizer"]["name"] = "adamm"
+    tree["compression"]["uplink"] = [{"codec": "bf61"}]
+    async with running_server(tmp_path) as server:
+        with pytest.raises(JobFileError) as caught:
+            await server.federation.submit(parse_job(tree, "bad").to_json())
+        text = str(caught.value)
+        for guess in ("weighted-mean", "adam", "bf16"):
+            assert guess in text
+        assert server.federation.services.store.jobs() == []
+
+
+async def test_an_unknown_job_names_the_known_ones(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        record = await server.federation.submit(small_job().to_json())
+        with pytest.raises(NotFound, match=rf"small \({record.job_id[:8]}\)"):
+            server.federation.job("smal")
+
+
+async def test_a_client_that_lacks_the_task_is_not_asked(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        transport, identity = await member(server, "alice")
+        tree = small_job().model_dump(mode="json") | {"task": {"name": "something-else"}}
+        other = await server.federation.submit(parse_job(tree, "other").to_json())
+        own = await server.federation.submit(small_job().to_json())
+        async with playing(transport, identity.signing_key) as player:
+            assert (await player.next_work()).job_id == own.job_id
+            assert server.federation.engines[other.job_id].state.waiting_for().missing == 1
