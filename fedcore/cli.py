@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -84,6 +85,8 @@ def run_app(app: typer.Typer, program: str, arguments: Sequence[str] | None = No
         program: its name, for messages.
         arguments: without the program's name; None takes those of the process.
     """
+    # gRPC's C core writes to standard error by itself; an error is to be one line. Whoever wants it sets the variable.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:

@@ -59,7 +59,7 @@ _REASONS: Final = {
     "certificate verify failed": "its certificate is not of this federation, or not for this name",
     "hostname verification": "its certificate is not for this name",
     "peer name": "its certificate is not for this name",
-    "handshake": "the TLS handshake failed",
+    "handshake": "the TLS handshake failed, as between two federations",
     "resolution": "the name is unknown",
     "timed out": "no answer in time",
     "deadline exceeded": "no answer in time",
