@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from fedcore.errors import JobFileError
-from fedcore.names import NAME_PATTERN, nearest
+from fedcore.names import NAME_PATTERN
+from fedcore.validation import problems_of
 
 MAX_JOB_BYTES: Final = 64 * 1024
 
@@ -238,8 +238,7 @@ def parse_job(tree: Any, source: str) -> Job:
     try:
         job = Job.model_validate(tree)
     except ValidationError as error:
-        problems = [_problem(tree, item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()]
-        raise JobFileError(source, problems) from error
+        raise JobFileError(source, problems_of(error, Job, tree)) from error
     num_bytes = len(job.to_json())  # escapes and defaults can make it longer than the file was
     if num_bytes > MAX_JOB_BYTES:
         raise JobFileError(source, [f"{num_bytes} bytes as JSON, at most {MAX_JOB_BYTES}"])
@@ -249,41 +248,3 @@ def parse_job(tree: Any, source: str) -> Job:
 def job_schema() -> dict[str, Any]:
     """Return the JSON Schema of the job file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
-
-
-def _problem(tree: Any, location: Sequence[str | int], kind: str, text: str, value: object) -> str:
-    path = ".".join(_key_path(tree, location, missing=kind == "missing"))[:200] or "(file)"
-    if kind == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        guess = nearest(str(location[-1]), known)
-        hint = f"did you mean {guess!r}? " if guess else ""
-        return f"{path}: unknown key; {hint}known: {', '.join(known)}"
-    if kind == "missing":
-        return f"{path}: is required"
-    text = text.removeprefix("Value error, ")
-    return f"{path}: {text}" if isinstance(value, Mapping) else f"{path}: {text}, got {_shown(value)}"
-
-
-def _key_path(tree: Any, location: Sequence[str | int], *, missing: bool) -> list[str]:
-    """Return `location` without pydantic's own words: inside a plugin's parameter it names the type of each value."""
-    path: list[str] = []
-    for part in location[:-1] if missing else location:
-        if isinstance(part, int) if isinstance(tree, list) else isinstance(tree, dict) and part in tree:
-            tree = tree[part]
-            path.append(str(part))
-    return [*path, str(location[-1])] if missing else path
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(str(value)[:80])
-    except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
-        return f"{type(value).__name__} too large to show"
-
-
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    """Return the keys that a section of plain settings knows; plugins' sections accept any."""
-    model: Any = Job
-    for part in location:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedcore.errors import InvalidInput
-from fedcore.names import nearest
+from fedcore.validation import problems_of
 
 
 class Params(BaseModel):
@@ -40,39 +40,4 @@ def parse_params(model: type[ParamsT], values: Mapping[str, object], where: str,
     try:
         return model.model_validate(dict(values), strict=strict)
     except ValidationError as error:
-        lines = [
-            _problem(model, where, item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()
-        ]
-        raise InvalidInput("; ".join(lines)) from error
-
-
-def _problem(
-    model: type[Params], where: str, location: Sequence[str | int], kind: str, text: str, value: object
-) -> str:
-    path = ".".join(str(part) for part in (where, *location))
-    if kind == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
-        guess = nearest(str(location[-1]), known)
-        hint = f"did you mean {guess!r}? " if guess else ""
-        return f"{path}: unknown key; {hint}known: {', '.join(known) or 'none'}"
-    if kind == "missing":
-        return f"{path}: is required"
-    text = text.removeprefix("Value error, ")
-    return f"{path}: {text}" if isinstance(value, Mapping) else f"{path}: {text}, got {str(value)[:80]!r}"
-
-
-def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Return the keys of the model found by following `location` through nested models."""
-    for part in location:
-        found = model.model_fields.get(str(part))
-        inner = _model_in(found.annotation) if found else None
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
+        raise InvalidInput("; ".join(problems_of(error, model, dict(values), where))) from error

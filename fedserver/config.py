@@ -12,6 +12,7 @@ from fedcore.addresses import check_host
 from fedcore.errors import ConfigError, StateUnusable
 from fedcore.params import Params
 from fedcore.privatefiles import write_private
+from fedcore.validation import problems_of
 
 FILE = "server.toml"
 _WILDCARDS = ("0.0.0.0", "::")  # every address of this machine
@@ -56,16 +57,13 @@ class ServerConfig(Params):
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from error
         try:
-            return cls.model_validate(tomllib.loads(text))
+            tree = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path}: not TOML: {error}") from error
+        try:
+            return cls.model_validate(tree)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(cls.model_fields)
-            raise ConfigError(
-                f"{path}: {key}: {first['msg']}, got {str(first['input'])[:80]!r}; known: {known}"
-            ) from error
+            raise ConfigError(f"{path}: {'; '.join(problems_of(error, cls, tree))}") from error
 
     def save(self, folder: Path) -> None:
         """Write the settings, each with its explanation.

@@ -476,7 +476,7 @@ async def test_another_layout_is_declined_with_both_digests(house: House) -> Non
         ({"job": b"{"}, "not JSON"),
         ({"job": JOB.to_json().replace(b'"toy"', b'"tyo"')}, "unknown task 'tyo'"),
         ({"job": JOB.to_json().replace(b'"codec":"raw"', b'"codec":"rwa"')}, "unknown codec 'rwa'"),
-        ({"job": JOB.to_json().replace(b'"codec":"raw"', b'"codec":"raw","x":1')}, "unknown parameter 'x'"),
+        ({"job": JOB.to_json().replace(b'"codec":"raw"', b'"codec":"raw","x":1')}, "x: unknown key"),
         ({"job": JOB.to_json().replace(b'"rounds":3', b'"rounds":0')}, "job.rounds"),
         ({"frame_bytes": 1 << 40}, "bytes was announced"),
         ({"frame_bytes": 0}, "bytes was announced"),
