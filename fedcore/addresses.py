@@ -43,3 +43,8 @@ def check_address(address: str, what: str = "address") -> str:
         raise InvalidInput(f"{what} {address[:80]!r} is not HOST:PORT; an IPv6 address stands in brackets")
     check_host(host[1:-1] if bracketed else host, what)
     return address
+
+
+def join_address(host: str, port: int) -> str:
+    """Return HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -19,6 +19,10 @@ CHUNK_BYTES: Final = 1 << 20
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_METRICS: Final = 32
 SIGNATURE_CONTEXT: Final = b"roundtable-update-v1"
+ERROR_CODE_KEY: Final = "rt-error-code"
+"""Trailing metadata of a failed call: the permanent `code` of one of our errors."""
+ERROR_REASON_KEY: Final = "rt-reason"
+"""Likewise, for a rejected update: its `UpdateResult`."""
 
 
 class WorkKind(StrEnum):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedcore.addresses import join_address
 from fedcore.cli import software_version
 from fedcore.clock import SystemClock
 from fedcore.errors import FedError
@@ -107,8 +108,8 @@ async def serve(folder: Path, config: ServerConfig, on_ready: Callable[[Ready], 
             endpoint = stack.enter_context(serve_metrics(metrics, config.metrics_host, config.metrics_port))
             ready.append(
                 Ready(
-                    f"{config.public_host}:{rpc.port}",
-                    f"{config.public_host}:{rpc.enrolment_port}",
+                    join_address(config.public_host, rpc.port),
+                    join_address(config.public_host, rpc.enrolment_port),
                     endpoint.url,
                 )
             )

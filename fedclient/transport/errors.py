@@ -1,8 +1,8 @@
 """What gRPC says went wrong, as our own errors: mapped once, here.
 
 The question that matters to a client is whether trying again makes sense. The server puts the permanent code of its
-error into the trailing metadata (`CODE_KEY`, and for a rejected update `REASON_KEY`); the status decides for errors
-that never came from our server: broken connections, proxies, foreign services.
+error into the trailing metadata (`ERROR_CODE_KEY`, and for a rejected update `ERROR_REASON_KEY`); the status decides
+for errors that never came from our server: broken connections, proxies, foreign services.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from fedcore.errors import (
     UpdateRejected,
     UpdateResult,
 )
+from fedcore.messages import ERROR_CODE_KEY, ERROR_REASON_KEY
 
-CODE_KEY: Final = "rt-error-code"
-REASON_KEY: Final = "rt-reason"
 MAX_TEXT_CHARS: Final = 2000
 
 STATUSES: Final[dict[grpc.StatusCode, type[FedError]]] = {
@@ -60,9 +59,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> FedError:
     trailing = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
     metadata = {key: value for key, value in trailing if isinstance(value, str)}
     text = (error.details() or error.code().name)[:MAX_TEXT_CHARS]
-    code = metadata.get(CODE_KEY, "")
+    code = metadata.get(ERROR_CODE_KEY, "")
     if code == UpdateRejected.code:
-        reason = metadata.get(REASON_KEY, "")
+        reason = metadata.get(ERROR_REASON_KEY, "")
         known = reason in UpdateResult.__members__.values()
         return UpdateRejected(UpdateResult(reason) if known else UpdateResult.MALFORMED, text)
     return _CODES.get(code, STATUSES[error.code()])(text)

@@ -7,6 +7,7 @@ from typing import Final
 import grpc
 
 from fedcore import errors
+from fedcore.messages import ERROR_CODE_KEY, ERROR_REASON_KEY
 
 STATUS: Final[dict[type[errors.FedError], grpc.StatusCode]] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -21,9 +22,6 @@ STATUS: Final[dict[type[errors.FedError], grpc.StatusCode]] = {
     errors.FedError: grpc.StatusCode.INTERNAL,
 }
 """An error's status is that of its nearest ancestor here."""
-
-CODE_KEY: Final = "rt-error-code"
-REASON_KEY: Final = "rt-reason"
 
 # Storage and internal errors may name files of this machine; peers get this instead, the log has the rest.
 _PRIVATE: Final = (errors.StateError, errors.AddressInUse)
@@ -42,5 +40,5 @@ def public_text(error: errors.FedError) -> str:
 
 def trailing_metadata(error: errors.FedError) -> tuple[tuple[str, str], ...]:
     """Return the error's permanent code, and for an update the reason, for machines."""
-    code = ((CODE_KEY, error.code),)
-    return (*code, (REASON_KEY, error.reason.value)) if isinstance(error, errors.UpdateRejected) else code
+    code = ((ERROR_CODE_KEY, error.code),)
+    return (*code, (ERROR_REASON_KEY, error.reason.value)) if isinstance(error, errors.UpdateRejected) else code

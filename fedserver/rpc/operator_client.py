@@ -217,6 +217,8 @@ class OperatorClient:
         """
         request = pb.GetVersionRequest(job_id=job, latest=version is None, version=version or 0)
         reply = self._ask(self._stub.GetVersion, request)
+        with closing(self._stream(self._stub.ListVersions, pb.JobRequest(job_id=reply.job_id))) as rows:
+            history = [json.loads(row.json) for row in rows]
         return VersionState(
             reply.job_id,
             reply.job,
@@ -224,7 +226,7 @@ class OperatorClient:
             reply.version,
             reply.state_digest,
             reply.state_bytes,
-            json.loads(reply.history),
+            history,
         )
 
     def read_version(self, wanted: VersionState, on_bytes: Callable[[int], None] = lambda total: None) -> bytearray:

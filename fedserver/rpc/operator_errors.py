@@ -12,7 +12,7 @@ from typing import Final, cast
 import grpc
 
 from fedcore import errors
-from fedserver.rpc.errors import CODE_KEY
+from fedcore.messages import ERROR_CODE_KEY
 
 CODES: Final[dict[str, type[errors.FedError]]] = {
     kind.code: kind
@@ -71,7 +71,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> errors.FedError:
     call = cast("grpc.Call", error)  # what a call raises is the call itself
     metadata = dict(call.trailing_metadata() or ())
     text = _CONTROL.sub("?", call.details() or call.code().name)[:_MAX_CHARS]
-    if (kind := CODES.get(str(metadata.get(CODE_KEY, "")))) is not None:
+    if (kind := CODES.get(str(metadata.get(ERROR_CODE_KEY, "")))) is not None:
         return kind(text)
     kind = STATUSES.get(call.code(), errors.Unreachable)
     if kind is not errors.Unreachable:

@@ -84,8 +84,12 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             version=version.version,
             state_digest=version.state_blob,
             state_bytes=self._federation.services.blobs.size(version.state_blob),
-            history=json.dumps(history_of(self._federation, job.job_id)).encode(),
         )
+
+    async def ListVersions(self, request: pb.JobRequest, context: Context) -> AsyncIterator[pb.VersionRow]:
+        refuse_unknown_fields(request)
+        for row in history_of(self._federation, self._federation.job(request.job_id).job_id):
+            yield pb.VersionRow(json=json.dumps(row).encode())
 
     async def ReadVersion(
         self, request: client_pb2.DownloadRequest, context: Context

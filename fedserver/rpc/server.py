@@ -8,6 +8,7 @@ import grpc
 from google.protobuf.internal import api_implementation
 from grpc import aio
 
+from fedcore.addresses import join_address
 from fedcore.errors import AddressInUse, ConfigError
 from fedproto.v1 import client_pb2_grpc, enrolment_pb2_grpc, operator_pb2_grpc
 from fedserver.federation import Federation
@@ -73,7 +74,7 @@ class RpcServer:
 
 
 def _listen(server: aio.Server, host: str, port: int, credentials: grpc.ServerCredentials) -> int:
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = join_address(host, port)
     try:
         return server.add_secure_port(address, credentials)
     except RuntimeError as error:

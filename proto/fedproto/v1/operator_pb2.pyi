@@ -304,15 +304,12 @@ class VersionReply(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     STATE_DIGEST_FIELD_NUMBER: _builtins.int
     STATE_BYTES_FIELD_NUMBER: _builtins.int
-    HISTORY_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     job: _builtins.bytes
     layout: _builtins.bytes
     version: _builtins.int
     state_digest: _builtins.str
     state_bytes: _builtins.int
-    history: _builtins.bytes
-    """JSON: a row for each version, for the model card"""
     def __init__(
         self,
         *,
@@ -322,12 +319,31 @@ class VersionReply(_message.Message):
         version: _builtins.int = ...,
         state_digest: _builtins.str = ...,
         state_bytes: _builtins.int = ...,
-        history: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "job", b"job", "job_id", b"job_id", "layout", b"layout", "state_bytes", b"state_bytes", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "job_id", b"job_id", "layout", b"layout", "state_bytes", b"state_bytes", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionReply: _TypeAlias = VersionReply  # noqa: Y015
+
+@_typing.final
+class VersionRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_FIELD_NUMBER: _builtins.int
+    json: _builtins.bytes
+    """docs/status.md, "latest" """
+    def __init__(
+        self,
+        *,
+        json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["json", b"json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionRow: _TypeAlias = VersionRow  # noqa: Y015

@@ -70,6 +70,11 @@ class OperatorServiceStub:
                 request_serializer=fedproto_dot_v1_dot_operator__pb2.GetVersionRequest.SerializeToString,
                 response_deserializer=fedproto_dot_v1_dot_operator__pb2.VersionReply.FromString,
                 _registered_method=True)
+        self.ListVersions = channel.unary_stream(
+                '/fedproto.v1.OperatorService/ListVersions',
+                request_serializer=fedproto_dot_v1_dot_operator__pb2.JobRequest.SerializeToString,
+                response_deserializer=fedproto_dot_v1_dot_operator__pb2.VersionRow.FromString,
+                _registered_method=True)
         self.ReadVersion = channel.unary_stream(
                 '/fedproto.v1.OperatorService/ReadVersion',
                 request_serializer=fedproto_dot_v1_dot_client__pb2.DownloadRequest.SerializeToString,
@@ -124,6 +129,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVersions(self, request, context):
+        """A row for each version of a job, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadVersion(self, request, context):
         """A version's global state, raw float32 little-endian.
         """
@@ -168,6 +180,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.GetVersion,
                     request_deserializer=fedproto_dot_v1_dot_operator__pb2.GetVersionRequest.FromString,
                     response_serializer=fedproto_dot_v1_dot_operator__pb2.VersionReply.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=fedproto_dot_v1_dot_operator__pb2.JobRequest.FromString,
+                    response_serializer=fedproto_dot_v1_dot_operator__pb2.VersionRow.SerializeToString,
             ),
             'ReadVersion': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadVersion,
@@ -364,6 +381,33 @@ class OperatorService:
             '/fedproto.v1.OperatorService/GetVersion',
             fedproto_dot_v1_dot_operator__pb2.GetVersionRequest.SerializeToString,
             fedproto_dot_v1_dot_operator__pb2.VersionReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedproto.v1.OperatorService/ListVersions',
+            fedproto_dot_v1_dot_operator__pb2.JobRequest.SerializeToString,
+            fedproto_dot_v1_dot_operator__pb2.VersionRow.FromString,
             options,
             channel_credentials,
             insecure,

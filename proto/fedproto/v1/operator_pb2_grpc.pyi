@@ -41,6 +41,8 @@ class OperatorServiceStub:
     """Everything `status` shows, as JSON (docs/status.md); one message now and, with `watch`, one after each change."""
     GetVersion: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetVersionRequest, _operator_pb2.VersionReply]
     """What a version is, for export."""
+    ListVersions: _grpc.UnaryStreamMultiCallable[_operator_pb2.JobRequest, _operator_pb2.VersionRow]
+    """A row for each version of a job, the oldest first."""
     ReadVersion: _grpc.UnaryStreamMultiCallable[_client_pb2.DownloadRequest, _client_pb2.Chunk]
     """A version's global state, raw float32 little-endian."""
 
@@ -56,6 +58,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Everything `status` shows, as JSON (docs/status.md); one message now and, with `watch`, one after each change."""
     GetVersion: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetVersionRequest, _operator_pb2.VersionReply]  # type: ignore[assignment]
     """What a version is, for export."""
+    ListVersions: _aio.UnaryStreamMultiCallable[_operator_pb2.JobRequest, _operator_pb2.VersionRow]  # type: ignore[assignment]
+    """A row for each version of a job, the oldest first."""
     ReadVersion: _aio.UnaryStreamMultiCallable[_client_pb2.DownloadRequest, _client_pb2.Chunk]  # type: ignore[assignment]
     """A version's global state, raw float32 little-endian."""
 
@@ -110,6 +114,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.VersionReply, _abc.Awaitable[_operator_pb2.VersionReply]]:
         """What a version is, for export."""
+
+    @_abc_1.abstractmethod
+    def ListVersions(
+        self,
+        request: _operator_pb2.JobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.VersionRow], _abc.AsyncIterator[_operator_pb2.VersionRow]]:
+        """A row for each version of a job, the oldest first."""
 
     @_abc_1.abstractmethod
     def ReadVersion(

@@ -20,7 +20,7 @@ from fedclient.transport import grpc_transport
 from fedclient.transport.base import Transport
 from fedclient.transport.convert import UnfitAssignment, assignment_from_wire, upload_state_from_wire
 from fedclient.transport.enrolment import enrol
-from fedclient.transport.errors import CODE_KEY, REASON_KEY, STATUSES, from_rpc_error
+from fedclient.transport.errors import STATUSES, from_rpc_error
 from fedclient.transport.grpc_transport import GrpcTransport
 from fedcore.clock import SystemClock
 from fedcore.errors import (
@@ -32,7 +32,17 @@ from fedcore.errors import (
     UpdateRejected,
     UpdateResult,
 )
-from fedcore.messages import CHUNK_BYTES, Assignment, Cancel, Decline, Heartbeat, Hello, UploadState
+from fedcore.messages import (
+    CHUNK_BYTES,
+    ERROR_CODE_KEY,
+    ERROR_REASON_KEY,
+    Assignment,
+    Cancel,
+    Decline,
+    Heartbeat,
+    Hello,
+    UploadState,
+)
 from fedproto.v1 import client_pb2 as pb
 from fedproto.v1 import client_pb2_grpc, enrolment_pb2, enrolment_pb2_grpc
 from fedserver.security.authority import Authority
@@ -116,7 +126,9 @@ class Service(client_pb2_grpc.ClientServiceServicer):
 class Enrolment(enrolment_pb2_grpc.EnrolmentServiceServicer):
     async def Enrol(self, request: enrolment_pb2.EnrolRequest, context: Context) -> enrolment_pb2.EnrolReply:  # noqa: N802
         if request.secret != "open sesame":
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is used", ((CODE_KEY, "unauthenticated"),))
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, "the token is used", ((ERROR_CODE_KEY, "unauthenticated"),)
+            )
         return enrolment_pb2.EnrolReply(certificate=b"cert for " + request.certificate_request)
 
 
@@ -198,7 +210,7 @@ def test_every_status_of_grpc_is_mapped() -> None:
     ],
 )
 def test_the_servers_own_code_says_more_than_the_status(code: str, expected: type[FedError]) -> None:
-    error = rpc_error(grpc.StatusCode.UNAVAILABLE, (CODE_KEY, code), ("binary-bin", b"\x00"))
+    error = rpc_error(grpc.StatusCode.UNAVAILABLE, (ERROR_CODE_KEY, code), ("binary-bin", b"\x00"))
     assert type(from_rpc_error(error)) is expected
 
 
@@ -206,7 +218,9 @@ def test_the_servers_own_code_says_more_than_the_status(code: str, expected: typ
     ("reason", "expected"), [("too-late", "too-late"), ("nonsense", "malformed"), ("", "malformed")]
 )
 def test_a_rejected_update_keeps_its_reason(reason: str, expected: str) -> None:
-    error = rpc_error(grpc.StatusCode.FAILED_PRECONDITION, (CODE_KEY, "update-rejected"), (REASON_KEY, reason))
+    error = rpc_error(
+        grpc.StatusCode.FAILED_PRECONDITION, (ERROR_CODE_KEY, "update-rejected"), (ERROR_REASON_KEY, reason)
+    )
     found = from_rpc_error(error)
     assert isinstance(found, UpdateRejected)
     assert found.reason == expected
@@ -246,7 +260,7 @@ async def test_leaving_while_orders_are_awaited_still_says_goodbye(transport: Tr
 
 async def test_revocation_in_a_session_is_heard(transport: Transport, service: Service) -> None:
     async with transport.connect(HELLO) as session:
-        service.abort = (grpc.StatusCode.UNAUTHENTICATED, "revoked", ((CODE_KEY, "unauthenticated"),))
+        service.abort = (grpc.StatusCode.UNAUTHENTICATED, "revoked", ((ERROR_CODE_KEY, "unauthenticated"),))
         await session.send(Heartbeat())
         with pytest.raises(Unauthenticated, match="revoked"):
             await anext(session.orders())

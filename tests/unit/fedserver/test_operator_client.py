@@ -90,7 +90,7 @@ async def test_a_clients_certificate_is_no_operators(tmp_path: Path) -> None:
             ) as client:
                 client.clients()
 
-        with pytest.raises(Unauthenticated, match=r"is for an? operator"):
+        with pytest.raises(Unauthenticated, match="is for the role operator"):
             await asyncio.to_thread(asked)
 
 
