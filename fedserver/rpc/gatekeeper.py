@@ -108,7 +108,7 @@ class Gatekeeper(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
             caller = self._membership.admit(certificates[0])
             if caller.identity.role is not role:
                 raise Unauthenticated(
-                    f"{service} is for a {role.value}, the certificate is of a {caller.identity.role.value}"
+                    f"{service} is for the role {role.value}, the certificate is for {caller.identity.role.value}"
                 )
             return caller
 
