@@ -105,6 +105,7 @@ class ClientService(pb_grpc.ClientServiceServicer):
     async def _receive(self, upload: updates.Upload, requests: AsyncIterator[pb.UploadRequest]) -> UploadState:
         async for request in requests:
             check_again()
+            refuse_unknown_fields(request)
             if request.WhichOneof("part") != "chunk" or len(request.chunk.data) > CHUNK_BYTES:
                 raise UpdateRejected(UpdateResult.MALFORMED, f"expected a chunk of at most {CHUNK_BYTES} bytes")
             await upload.append(request.chunk.offset, request.chunk.data)
