@@ -61,7 +61,7 @@ class InProcessTransport:
 
     async def upload(self, header: bytes, signature: bytes, frame: bytes | memoryview, offset: int) -> UploadState:
         """See `Transport.upload`."""
-        announced = self._announce(header, signature)
+        announced = await self._announce(header, signature)
         if isinstance(announced, UploadState):
             return announced
         upload = self._server.intake.upload(announced)
@@ -76,7 +76,7 @@ class InProcessTransport:
 
     async def send_update(self, header: bytes, signature: bytes, frame: bytes) -> UploadState:
         """See `Transport.send_update`."""
-        announced = self._announce(header, signature)
+        announced = await self._announce(header, signature)
         if isinstance(announced, UploadState):
             return announced
         return await self._server.intake.send(announced, frame)
@@ -84,8 +84,8 @@ class InProcessTransport:
     async def close(self) -> None:
         """See `Transport.close`."""
 
-    def _announce(self, header: bytes, signature: bytes) -> Announced | UploadState:
+    async def _announce(self, header: bytes, signature: bytes) -> Announced | UploadState:
         try:
-            return self._server.intake.announce(self.client, header, signature)
+            return await self._server.intake.announce(self.client, header, signature)
         except UpdateRejected as error:
             return UploadState(0, error.reason, str(error))

@@ -14,17 +14,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from fedcodec import Pipeline, build_pipeline
-from fedcore.errors import LayoutError, UpdateRejected, UpdateResult
 from fedcore.jobfile import Job
 from fedcore.layout import Layout
-from fedcore.messages import Assignment, Hello, UpdateHeader, WorkKind
+from fedcore.messages import Assignment, Hello, WorkKind
 from fedcore.rng import derive_seed
 from fedserver.rounds import scheduler as sched
+from fedserver.rounds.admission import layout_of
 from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.closing import WrittenVersion, first_version, next_version
 from fedserver.rounds.figures import evaluation_of
-from fedserver.rounds.plan import Plan
+from fedserver.rounds.plan import INITIAL, Plan
 from fedserver.rounds.recovery import recover
 from fedserver.rounds.scheduler import Phase, Scheduler
 from fedserver.rounds.services import Services
@@ -38,8 +37,6 @@ from fedserver.state.base import (
 )
 
 log = logging.getLogger(__name__)
-
-RAW = build_pipeline([{"codec": "raw"}])
 
 
 class JobEngine:
@@ -231,7 +228,7 @@ class JobEngine:
             self.layout = layout_of(header)
             self.record = replace(self.record, layout=self.layout.to_json())
             frame = blobs.open(attempt.frames[client])
-            return first_version(blobs, RAW.decode(frame, self.layout.num_values), downlink, seed)
+            return first_version(blobs, INITIAL.decode(frame, self.layout.num_values), downlink, seed)
         assert self.latest is not None
         assert attempt.fold is not None
         return next_version(
@@ -280,40 +277,6 @@ class JobEngine:
         self._changed()
 
     # -- what intake says --------------------------------------------------------------------------------------------
-
-    def expecting(self, client: str, header: UpdateHeader) -> Attempt:
-        """Return the attempt that an announced update belongs to.
-
-        Raises:
-            UpdateRejected: this client is not asked for this update, or the header does not fit the job.
-        """
-        attempt = self.attempt
-        expected = None if attempt is None else attempt.assignments.get(header.assignment_id)
-        if attempt is None or expected is None or expected.client != client:
-            known = self._services.store.assignment(header.assignment_id)
-            if known is None or known.client != client or known.job_id != self.job_id:
-                raise UpdateRejected(UpdateResult.NOT_ASSIGNED, f"no assignment {header.assignment_id} for {client!r}")
-            raise UpdateRejected(UpdateResult.TOO_LATE, f"assignment {header.assignment_id} is over")
-        if header.kind is not attempt.kind or header.version != attempt.version:
-            raise UpdateRejected(
-                UpdateResult.WRONG_VERSION,
-                f"{header.kind} of version {header.version}, assigned was {attempt.kind} of {attempt.version}",
-            )
-        layout = layout_of(header) if attempt.kind is WorkKind.INITIALISE else self.layout
-        assert layout is not None
-        if header.layout_digest != layout.digest:
-            raise UpdateRejected(
-                UpdateResult.WRONG_LAYOUT, f"layout {header.layout_digest[:12]}, the job's is {layout.digest[:12]}"
-            )
-        pipeline = self.pipeline_of(attempt.kind)
-        limit = 0 if pipeline is None else pipeline.max_frame_bytes(layout.num_values)
-        if header.frame_bytes > limit:
-            raise UpdateRejected(UpdateResult.WRONG_SIZE, f"frame of {header.frame_bytes} bytes, at most {limit}")
-        return attempt
-
-    def pipeline_of(self, kind: WorkKind) -> Pipeline | None:
-        """Return how the frames of this kind of work are encoded; None: there is no frame."""
-        return {WorkKind.INITIALISE: RAW, WorkKind.TRAIN: self.plan.uplink, WorkKind.EVALUATE: None}[kind]
 
     async def declined(self, client: str, assignment_id: str, reason: str) -> None:
         """A client will not do the work that it was given; work of another job is none of ours."""
@@ -418,15 +381,3 @@ class JobEngine:
     def _log(self, event: str, attempt: Attempt, **fields: object) -> None:
         where = {"job": self.job_id, "kind": attempt.kind.value, "version": attempt.version, "attempt": attempt.number}
         log.info(event, extra={**where, **fields})
-
-
-def layout_of(header: UpdateHeader) -> Layout:
-    """Return the layout in an INITIALISE header.
-
-    Raises:
-        UpdateRejected: WRONG_LAYOUT, there is none or it is not one.
-    """
-    try:
-        return Layout.from_json(json.dumps(header.layout).encode())
-    except LayoutError as error:
-        raise UpdateRejected(UpdateResult.WRONG_LAYOUT, str(error)) from error

@@ -13,18 +13,16 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ParamSpec, TypeVar
 
-import numpy as np
-
-from fedcore.errors import FrameError, Unauthenticated, UpdateRejected, UpdateResult
-from fedcore.identity import verify
-from fedcore.layout import Vector
-from fedcore.messages import SIGNATURE_CONTEXT, UpdateHeader, UploadState, WorkKind
+from fedcore.errors import UpdateRejected, UpdateResult
+from fedcore.messages import UpdateHeader, UploadState
+from fedserver.rounds.admission import check_frame, check_header, check_signature, find_attempt
 from fedserver.rounds.attempt import Attempt
-from fedserver.rounds.engine import JobEngine, layout_of
+from fedserver.rounds.engine import JobEngine
 from fedserver.rounds.scheduler import Accepted, Dropped
 from fedserver.rounds.services import Services
 from fedserver.state.base import Bytes, Spool, UpdateRecord
@@ -79,6 +77,7 @@ class Upload:
                 f"chunk of bytes {offset} to {end}, expected one from {self.num_bytes} to at most"
                 f" {self._announced.header.frame_bytes}",
             )
+        self._intake.received(self._announced, len(data))
         await self._intake.in_worker(self._spool.append, data)
 
     async def finish(self) -> UploadState:
@@ -122,19 +121,20 @@ class Intake:
                 return UploadState(num_bytes)
         return UploadState(0)
 
-    def announce(self, client: str, header_bytes: bytes, signature: bytes) -> Announced | UploadState:
+    async def announce(self, client: str, header_bytes: bytes, signature: bytes) -> Announced | UploadState:
         """Check an update's header before any of its bytes are taken.
 
         Returns:
-            What `upload` and `send` go on with, or the final answer if this update was settled before.
+            What `upload` and `send` go on with; or the final, durable answer, if this update was settled before or its
+            header does not fit the work that the client was given.
 
         Raises:
-            UpdateRejected: counted and logged; it names the reason and the bound.
+            UpdateRejected: nobody asked this client for such an update; counted and logged, not journaled.
         """
         job = ""
         try:
             header = UpdateHeader.from_bytes(header_bytes)
-            self._check_signature(client, header_bytes, signature)
+            check_signature(client, self._signing_key(client), header_bytes, signature)
             if header.federation != self._federation:
                 raise UpdateRejected(UpdateResult.BAD_SIGNATURE, f"signed for federation {header.federation!r}")
             if recorded := self._recorded(client, header.update_id):
@@ -145,10 +145,17 @@ class Intake:
                 reason = UpdateResult.TOO_LATE if late else UpdateResult.UNKNOWN_JOB
                 raise UpdateRejected(reason, f"job {header.job_id} is not running")
             job = header.job_id
-            return Announced(client, header, header_bytes, signature, engine, engine.expecting(client, header))
+            attempt = find_attempt(client, header, engine, self._services.store)
         except UpdateRejected as error:
             self._count(job, client, error.reason, str(error))
             raise
+        announced = Announced(client, header, header_bytes, signature, engine, attempt)
+        self.received(announced, len(header_bytes) + len(signature))
+        try:
+            check_header(header, attempt, engine)
+        except UpdateRejected as error:
+            return await self.settle(announced, partial(_refuse, error))
+        return announced
 
     def upload(self, announced: Announced) -> Upload:
         """Begin or resume a frame in chunks."""
@@ -159,6 +166,7 @@ class Intake:
 
     async def send(self, announced: Announced, frame: bytes) -> UploadState:
         """Take a whole frame at once; the answer is durable."""
+        self.received(announced, len(frame))
         return await self.settle(announced, lambda: self._put(announced.header, frame))
 
     async def settle(self, announced: Announced, store_frame: Callable[[], str]) -> UploadState:
@@ -182,7 +190,7 @@ class Intake:
                 blob, result, text = None, UpdateResult.ACCEPTED, ""
                 try:
                     blob = await self.in_worker(store_frame)
-                    await self.in_worker(self._check, announced, blob)
+                    await self.in_worker(check_frame, header, attempt, engine, self._services.blobs.open(blob))
                 except UpdateRejected as error:
                     result, text = error.reason, str(error)
                 await self._journal(announced, blob, result, text)
@@ -192,8 +200,6 @@ class Intake:
         except UpdateRejected as error:  # the attempt closed meanwhile, or has this client's update already
             self._count(header.job_id, announced.client, error.reason, str(error))
             return UploadState(0, error.reason, str(error))
-        engine.uplink_bytes += header.frame_bytes + len(announced.header_bytes) + len(announced.signature)
-        self._services.metrics.transferred(header.job_id, "uplink", header.kind.value, header.frame_bytes)
         accepted = result is UpdateResult.ACCEPTED
         self._count(header.job_id, announced.client, result, text)
         engine.release(
@@ -237,31 +243,6 @@ class Intake:
             await self.in_worker(attempt.fold.add, blocks, engine.plan.weight_of(announced.header))
         self._services.metrics.fold_seconds.labels(engine.job_id).observe(time.perf_counter() - started_s)
 
-    def _check(self, announced: Announced, blob: str) -> None:
-        """Decode the whole frame once and look at every value, before it can touch the sum."""
-        header, engine, attempt = announced.header, announced.engine, announced.attempt
-        if attempt.kind is WorkKind.TRAIN and header.num_examples < 1:
-            raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, "num_examples 0, an update needs at least 1")
-        pipeline = engine.pipeline_of(attempt.kind)
-        if pipeline is None:
-            return
-        layout = layout_of(header) if attempt.kind is WorkKind.INITIALISE else engine.layout
-        assert layout is not None
-        try:
-            blocks = pipeline.blocks(self._services.blobs.open(blob), layout.num_values)
-            check_values(blocks, engine.job.aggregator.max_abs)
-        except FrameError as error:
-            raise UpdateRejected(UpdateResult.MALFORMED, str(error)) from error
-
-    def _check_signature(self, client: str, header_bytes: bytes, signature: bytes) -> None:
-        key = self._signing_key(client)
-        if key is None:
-            raise UpdateRejected(UpdateResult.BAD_SIGNATURE, f"client {client!r} has no signing key")
-        try:
-            verify(key, SIGNATURE_CONTEXT, header_bytes, signature)
-        except Unauthenticated as error:
-            raise UpdateRejected(UpdateResult.BAD_SIGNATURE, str(error)) from error
-
     def _put(self, header: UpdateHeader, frame: bytes) -> str:
         if len(frame) != header.frame_bytes:
             raise UpdateRejected(
@@ -284,6 +265,11 @@ class Intake:
         record = self._services.store.assignment(assignment_id)
         return record is not None and record.client == client
 
+    def received(self, announced: Announced, num_bytes: int) -> None:
+        """Count bytes of an update that came over the wire, whatever becomes of it."""
+        announced.engine.uplink_bytes += num_bytes
+        self._services.metrics.transferred(announced.engine.job_id, "uplink", announced.attempt.kind.value, num_bytes)
+
     def _count(self, job: str, client: str, result: UpdateResult, text: str) -> None:
         self._services.metrics.update(job, result)
         level = logging.DEBUG if result is UpdateResult.ACCEPTED else logging.WARNING
@@ -294,24 +280,8 @@ class Intake:
         return await asyncio.get_running_loop().run_in_executor(self._services.workers, lambda: call(*args, **kwargs))
 
 
-def check_values(blocks: Iterable[Vector], max_abs: float) -> None:
-    """Look at every value.
-
-    Raises:
-        UpdateRejected: NOT_FINITE or OUT_OF_BOUNDS; the text names the first such value, its place and the bound.
-    """
-    start = 0
-    for block in blocks:
-        # One pass when all is well: comparisons with NaN are false, so NaN fails here too.
-        if not (np.abs(block) <= max_abs).all():
-            place = int(np.argmin(np.abs(block) <= max_abs))
-            value = float(block[place])
-            if not np.isfinite(value):
-                raise UpdateRejected(UpdateResult.NOT_FINITE, f"value {start + place} is {value}")
-            raise UpdateRejected(
-                UpdateResult.OUT_OF_BOUNDS, f"value {start + place} is {value:g}, at most {max_abs:g} is allowed"
-            )
-        start += block.size
+def _refuse(error: UpdateRejected) -> str:
+    raise error
 
 
 def split_spool_key(key: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from fedagg import build_optimizer, build_rule
 from fedagg.base import Capacity, Fold, Rule
@@ -10,7 +11,10 @@ from fedagg.optimizers.base import ServerOptimizer
 from fedcodec import Pipeline, build_pipeline
 from fedcore.errors import InvalidInput, JobFileError
 from fedcore.jobfile import CodecStage, Job
-from fedcore.messages import UpdateHeader
+from fedcore.messages import UpdateHeader, WorkKind
+
+INITIAL: Final = build_pipeline([{"codec": "raw"}])
+"""How version 0 comes from the client that builds it: exactly, whatever the job does to its updates."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Plan:
             max_abs=aggregator.max_abs,
         )
         return self.rule.open(num_values, capacity)
+
+    def pipeline_of(self, kind: WorkKind) -> Pipeline | None:
+        """Return how the frames of this kind of work are encoded; None: there is no frame."""
+        return {WorkKind.INITIALISE: INITIAL, WorkKind.TRAIN: self.uplink, WorkKind.EVALUATE: None}[kind]
 
     def weight_of(self, header: UpdateHeader) -> int:
         """Return an update's weight: its sample count, which the client declares itself and the job therefore caps."""

@@ -78,7 +78,7 @@ class ClientService(pb_grpc.ClientServiceServicer):
         intake = self._federation.intake
         try:
             refuse_unknown_fields(request)
-            announced = intake.announce(caller_name(), request.header, request.signature)
+            announced = await intake.announce(caller_name(), request.header, request.signature)
             if isinstance(announced, UploadState):
                 return _state(announced)
             return _state(await intake.send(announced, request.frame))
@@ -92,7 +92,7 @@ class ClientService(pb_grpc.ClientServiceServicer):
             if first is None or first.WhichOneof("part") != "opening":
                 raise UpdateRejected(UpdateResult.MALFORMED, "an upload starts with its opening")
             refuse_unknown_fields(first)
-            announced = intake.announce(caller_name(), first.opening.header, first.opening.signature)
+            announced = await intake.announce(caller_name(), first.opening.header, first.opening.signature)
             if isinstance(announced, UploadState):
                 return _state(announced)
             upload = intake.upload(announced)

@@ -157,9 +157,15 @@ async def test_an_update_that_does_not_fit_is_refused_with_the_reason(
     await peer.submit()
     async with playing(peer.transport, peer.key) as player:
         await begin(player)
-        state = await player.answer(await player.next_work(), **changes)
+        work = await player.next_work()
+        state = await player.answer(work, **changes)
         assert state.result is reason
         assert state.text
+        if changes.keys() & {"federation", "assignment_id", "job_id"}:
+            return  # nothing that this client was asked for: its work is still wanted
+        # It had its chance: the answer stays, and a round that cannot get its quorum any more is tried again at once.
+        assert await player.answer(work, **changes) == state
+        assert (await player.next_work()).assignment_id != work.assignment_id
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The scheduler, case by case; tests/property/test_scheduler.py has the invariants over arbitrary event sequences."""
+"""The scheduler, case by case; tests/property/test_scheduler_machine.py has the invariants over arbitrary event sequences."""
 
 from __future__ import annotations
 

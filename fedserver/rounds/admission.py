@@ -1,0 +1,133 @@
+"""Whether an update may count: by its header, before any of its bytes are taken, and by every value of its frame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedcore.errors import FrameError, LayoutError, Unauthenticated, UpdateRejected, UpdateResult
+from fedcore.identity import verify
+from fedcore.layout import Layout, Vector
+from fedcore.messages import SIGNATURE_CONTEXT, UpdateHeader, WorkKind
+from fedserver.rounds.attempt import Attempt
+from fedserver.state.base import Store
+
+if TYPE_CHECKING:
+    from fedserver.rounds.engine import JobEngine
+
+
+def check_signature(client: str, key: bytes | None, header_bytes: bytes, signature: bytes) -> None:
+    """Check that a client has signed these bytes.
+
+    Raises:
+        UpdateRejected: BAD_SIGNATURE.
+    """
+    if key is None:
+        raise UpdateRejected(UpdateResult.BAD_SIGNATURE, f"client {client!r} has no signing key")
+    try:
+        verify(key, SIGNATURE_CONTEXT, header_bytes, signature)
+    except Unauthenticated as error:
+        raise UpdateRejected(UpdateResult.BAD_SIGNATURE, str(error)) from error
+
+
+def find_attempt(client: str, header: UpdateHeader, engine: JobEngine, store: Store) -> Attempt:
+    """Return the attempt that an announced update belongs to.
+
+    Raises:
+        UpdateRejected: NOT_ASSIGNED or TOO_LATE, the job does not wait for this from this client.
+    """
+    attempt = engine.attempt
+    expected = None if attempt is None else attempt.assignments.get(header.assignment_id)
+    if attempt is None or expected is None or expected.client != client:
+        known = store.assignment(header.assignment_id)
+        if known is None or known.client != client or known.job_id != engine.job_id:
+            raise UpdateRejected(UpdateResult.NOT_ASSIGNED, f"no assignment {header.assignment_id} for {client!r}")
+        raise UpdateRejected(UpdateResult.TOO_LATE, f"assignment {header.assignment_id} is over")
+    return attempt
+
+
+def check_header(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> None:
+    """Check that an update is what its assignment asked for, and no larger than it can be.
+
+    Raises:
+        UpdateRejected: WRONG_VERSION, WRONG_LAYOUT, WRONG_SIZE or OUT_OF_BOUNDS.
+    """
+    if header.kind is not attempt.kind or header.version != attempt.version:
+        raise UpdateRejected(
+            UpdateResult.WRONG_VERSION,
+            f"{header.kind} of version {header.version}, assigned was {attempt.kind} of {attempt.version}",
+        )
+    layout = layout_for(header, attempt, engine)
+    if header.layout_digest != layout.digest:
+        raise UpdateRejected(
+            UpdateResult.WRONG_LAYOUT, f"layout {header.layout_digest[:12]}, the job's is {layout.digest[:12]}"
+        )
+    pipeline = engine.plan.pipeline_of(attempt.kind)
+    limit = 0 if pipeline is None else pipeline.max_frame_bytes(layout.num_values)
+    if header.frame_bytes > limit:
+        raise UpdateRejected(UpdateResult.WRONG_SIZE, f"frame of {header.frame_bytes} bytes, at most {limit}")
+    if attempt.kind is WorkKind.TRAIN and header.num_examples < 1:
+        raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, "num_examples 0, an update needs at least 1")
+
+
+def check_frame(header: UpdateHeader, attempt: Attempt, engine: JobEngine, frame: memoryview) -> None:
+    """Decode a whole frame once and look at every value, before it can touch the sum. Runs in a worker thread.
+
+    Raises:
+        UpdateRejected: MALFORMED, NOT_FINITE or OUT_OF_BOUNDS.
+    """
+    pipeline = engine.plan.pipeline_of(attempt.kind)
+    if pipeline is None:
+        return
+    try:
+        blocks = pipeline.blocks(frame, layout_for(header, attempt, engine).num_values)
+        check_values(blocks, engine.job.aggregator.max_abs)
+    except FrameError as error:
+        raise UpdateRejected(UpdateResult.MALFORMED, str(error)) from error
+
+
+def check_values(blocks: Iterable[Vector], max_abs: float) -> None:
+    """Look at every value.
+
+    Raises:
+        UpdateRejected: NOT_FINITE or OUT_OF_BOUNDS; the text names the first such value, its place and the bound.
+    """
+    start = 0
+    for block in blocks:
+        is_fine = np.abs(block) <= max_abs  # false for NaN too
+        if not is_fine.all():
+            place = int(np.argmin(is_fine))
+            value = float(block[place])
+            if not np.isfinite(value):
+                raise UpdateRejected(UpdateResult.NOT_FINITE, f"value {start + place} is {value}")
+            raise UpdateRejected(
+                UpdateResult.OUT_OF_BOUNDS, f"value {start + place} is {value:g}, at most {max_abs:g} is allowed"
+            )
+        start += block.size
+
+
+def layout_for(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> Layout:
+    """Return the layout of the update's frame: its own for INITIALISE, the job's from then on.
+
+    Raises:
+        UpdateRejected: see `layout_of`.
+    """
+    if attempt.kind is WorkKind.INITIALISE:
+        return layout_of(header)
+    assert engine.layout is not None
+    return engine.layout
+
+
+def layout_of(header: UpdateHeader) -> Layout:
+    """Return the layout in an INITIALISE header.
+
+    Raises:
+        UpdateRejected: WRONG_LAYOUT, there is none or it is not one.
+    """
+    try:
+        return Layout.from_json(json.dumps(header.layout).encode())
+    except LayoutError as error:
+        raise UpdateRejected(UpdateResult.WRONG_LAYOUT, str(error)) from error
