@@ -146,7 +146,7 @@ class Metrics:
         )
         self.transferred_bytes = Counter(
             "roundtable_transferred_bytes_total",
-            "Bytes of frames, by direction and kind of work.",
+            "Bytes of updates with their headers, and of downloads, by direction and kind of work.",
             ("job", "direction", "kind"),
             registry=reg,
         )
