@@ -254,13 +254,13 @@ class Metrics:
         self.updates.labels("" if result is UpdateResult.UNKNOWN_JOB else job, result.value).inc()
 
     def transferred(self, job: str, direction: str, kind: str, num_bytes: int) -> None:
-        """Count bytes of a frame that went over the wire.
+        """Count bytes of updates or downloads that went over the wire.
 
         Args:
             job: the job that the bytes belong to.
             direction: one of `DIRECTIONS`, as the client sees it: uplink is towards the server.
             kind: the work they belong to, one of `KINDS`.
-            num_bytes: of the frame, without the headers around it.
+            num_bytes: as sent, an update's header included; what is sent twice counts twice.
 
         Raises:
             ValueError: an unknown direction or kind.
