@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from fedclient.tasks import TASKS
 from fedclient.tasks.base import LocalData, Split, Task
@@ -11,14 +10,7 @@ from fedclient.trainer import LocalWorker, Work
 from fedcore.jobfile import Job
 from fedcore.registry import Registry
 from fedcore.rng import derive_seed
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Figures on the union of the clients' held-out data: untrained, and after training on all data in one place."""
-
-    base: dict[str, float]
-    pooled: dict[str, float]
+from fedsim.summary import Bounds
 
 
 def measure(job: Job, clients: Sequence[Mapping[str, str]], device: str = "cpu", threads: int = 1) -> Bounds:

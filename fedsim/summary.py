@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedserver.export import Exported
-from fedsim.pooled import Bounds
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Figures on the union of the clients' held-out data: untrained, and after training on all data in one place."""
+
+    base: dict[str, float]
+    pooled: dict[str, float]
 
 
 @dataclass(frozen=True)
