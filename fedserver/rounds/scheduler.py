@@ -6,8 +6,8 @@ event. The daemon, the simulator and the property tests run this same code.
 A job goes through *stages*: INITIALISE (version 0), TRAIN (once for every further version), EVALUATE (the last
 version). A stage is tried in *attempts*. An attempt
 
-1. waits for clients: until `cohort` (or the quorum, if that is more) are available, or until the deadline with at
-   least a quorum;
+1. waits for clients: until `cohort` (less those that are here and refuse the job; or the quorum, if that is more) are
+   available, or until the deadline with at least a quorum;
 2. is open: it has been assigned and collects updates until `buffer` are accepted, or nobody is left who could send
    one, or the deadline comes. With a quorum it closes; below, it is abandoned and tried again with a new attempt;
 3. is closing: the engine computes the version and says `Written`.
@@ -309,8 +309,13 @@ class Scheduler:
         return sorted(self.available - self.refusing)
 
     def _wanted(self) -> int:
-        """Clients that open the attempt at once; never fewer than the quorum, or it could not close."""
-        return 1 if self.stage is WorkKind.INITIALISE else max(self.schedule.cohort, self._quorum())
+        """Clients that open the attempt at once; never fewer than the quorum, or it could not close.
+
+        Who is here and refuses this job is not waited for: perhaps nobody else will ever come.
+        """
+        if self.stage is WorkKind.INITIALISE:
+            return 1
+        return max(self.schedule.cohort - len(self.refusing), self._quorum())
 
     def _quorum(self) -> int:
         return self.schedule.updates_at_deadline if self.stage is WorkKind.TRAIN else 1

@@ -194,7 +194,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         books = self.books
         if books.opened_s is None:
             assert self.now_s < books.waiting_since_s + self.plan.deadline_s
-            wanted = 1 if books.stage is WorkKind.INITIALISE else max(self.plan.cohort, books.quorum)
+            wanted = max(self.plan.cohort - len(books.refusing), books.quorum)
+            wanted = 1 if books.stage is WorkKind.INITIALISE else wanted
             assert len(books.connected - books.refusing) < wanted
         else:
             assert books.working

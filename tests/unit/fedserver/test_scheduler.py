@@ -1,4 +1,4 @@
-"""The scheduler, case by case; tests/property/test_scheduler_machine.py has the invariants over arbitrary event sequences."""
+"""The scheduler, case by case; tests/property/test_scheduler_machine.py has the invariants over any sequence of events."""
 
 from __future__ import annotations
 
@@ -195,6 +195,19 @@ def test_a_refusing_client_is_not_asked_again_until_it_comes_anew() -> None:
     feed(state, Available("a"), Dropped("a", refuses=True))
     assert feed(state, Available("a"), Unavailable("a"), Available("a")) == []
     assert feed(state, Unavailable("a", gone=True), Available("a")) == [Assign(("a",))]
+
+
+def test_a_refusing_client_is_not_waited_for() -> None:
+    state = Scheduler.resume(schedule(3, quorum=2), 2, 7, 0.0, latest_version=0, attempt=0, working=(), accepted=())
+    feed(state, *map(Available, "abc"))
+    feed(state, Dropped("c", refuses=True), Accepted("a"))
+    assert feed(state, Accepted("b")) == [Close(())]
+    assert feed(state, Available("a"), Available("b"), Written()) == [Assign(("a", "b"))]
+    # It is gone, so another may come in its place.
+    feed(state, Unavailable("c", gone=True), Accepted("a"))
+    assert feed(state, Accepted("b")) == [Close(())]
+    assert feed(state, Available("a"), Available("b"), Written()) == []
+    assert state.waiting_for() == Waiting("clients", 1)
 
 
 def test_a_client_that_merely_dropped_is_asked_again() -> None:
