@@ -169,7 +169,7 @@ class VersionRecord:
         state_blob: the vector, raw little-endian float32.
         frame_blob: what clients download.
         optimizer_blob: the server optimiser's state; None for one without.
-        uplink_bytes: sum of the frames received for it.
+        uplink_bytes: of the updates received for it: frames, headers and signatures.
         downlink_bytes: sum of the frames sent out to compute it.
         metrics: JSON; the evaluation of *this* version, known only later.
     """
