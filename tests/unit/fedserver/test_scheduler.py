@@ -1,4 +1,4 @@
-"""The scheduler, case by case; tests/property/test_scheduler_machine.py has the invariants over any sequence of events."""
+"""The scheduler, case by case; tests/property/test_scheduler_machine.py has the invariants over any events."""
 
 from __future__ import annotations
 
