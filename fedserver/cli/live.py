@@ -133,7 +133,7 @@ def _running(job: Status, pace: Pace, age_s: float) -> RenderableType:
 
 def _clients(job: Status) -> Iterator[RenderableType]:
     """Yield a bar for each client that has work in hand."""
-    working = job["working"]
+    working = job.get("working", [])  # missing while the server starts or stops
     if not working:
         return
     grid = Table.grid(padding=(0, 1))

@@ -61,6 +61,8 @@ def phase_text(job: dict[str, Any], age_s: float = 0.0) -> str:
     if job["status"] != "running":
         took = job["finished_at"] and f" after {duration_text(job['finished_at'] - job['submitted_at'])}"
         return f"{job['status']}{took or ''}" + (f": {printable(job['failure'])}" if job["failure"] else "")
+    if "stage" not in job:
+        return "rests while the server starts or stops"
     waiting = job["waiting_for"]
     doing = _STAGES.get(job["stage"], job["stage"])
     if job["attempt"]:

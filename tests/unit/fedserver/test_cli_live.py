@@ -140,6 +140,13 @@ def test_one_status_is_lines_or_a_view() -> None:
     assert "━" in terminal.getvalue()
 
 
+def test_a_job_that_rests_while_the_server_stops_is_shown() -> None:
+    while_at_work = {"stage", "phase_age_s", "deadline_in_s", "attempt", "accepted", "waiting_for", "working"}
+    resting = {key: value for key, value in running(2, phase="running").items() if key not in while_at_work}
+    assert "rests while the server starts or stops" in drawn(state(resting))
+    assert "rests while the server starts or stops" in lines_of(state(resting))[-1]
+
+
 def test_passing_time_is_no_change() -> None:
     assert what_matters(state(running(1))) == what_matters(state(running(1, phase_age_s=3.0, deadline_in_s=1.0)))
     assert what_matters(state(running(1))) != what_matters(state(running(1, accepted=2)))
