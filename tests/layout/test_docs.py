@@ -23,14 +23,16 @@ from fedserver.rpc.errors import STATUS, status_of
 from fedsim.summary import Summary
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_OURS = {"build", "demo", "dist", "simulated", "adapter"}  # made by make and by the commands in README.md
-DOCUMENTS = sorted(
+MADE = {"build", "demo", "dist", "simulated", "adapter", "fedserver-state"}  # by make, by the commands in README.md
+PATHS = [
     path
-    for path in ROOT.rglob("*.md")
-    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-    and path.relative_to(ROOT).parts[0] not in NOT_OURS
-)
-FILES = ["/" + path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.*") if ".venv" not in path.parts]
+    for path in ROOT.rglob("*.*")
+    if path.is_file()
+    and not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(ROOT).parts)
+    and path.relative_to(ROOT).parts[0] not in MADE
+]
+FILES = ["/" + path.relative_to(ROOT).as_posix() for path in PATHS]
+DOCUMENTS = sorted(path for path in PATHS if path.suffix == ".md")
 APPS = {"fedserver": fedserver.cli.app, "fedclient": fedclient.cli.app, "fedsim": fedsim.cli.app}
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 ROOMS = (
@@ -109,6 +111,16 @@ def test_every_command_in_the_documents_is_understood(program: str, call: list[s
     assert call[0] in group.commands
     # Parses options and arguments, converts values, and runs nothing.
     group.commands[call[0]].make_context(call[0], call[1:])
+
+
+def test_every_document_that_code_points_to_exists() -> None:
+    modules = [path for path in PATHS if path.suffix in {".py", ".proto", ".toml"}]
+    pointers = {
+        (name, pointer)
+        for name in map(named, modules)
+        for pointer in re.findall(r"\b(?:docs|proto|deploy)/[\w/-]+\.md\b", (ROOT / name).read_text(encoding="utf-8"))
+    }
+    assert sorted(name for name, pointer in pointers if not (ROOT / pointer).exists()) == []
 
 
 def test_every_make_target_in_the_documents_exists() -> None:
