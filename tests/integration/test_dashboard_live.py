@@ -1,76 +1,51 @@
-"""The shipped dashboard against a real Prometheus that scrapes with the shipped configuration."""
+"""The shipped dashboard against a real Prometheus that scrapes a real server at work, with the shipped configuration."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from prometheus_client import Metric
-from prometheus_client.registry import Collector
 
-from fedcore.errors import UpdateResult
-from fedserver.metrics import Metrics
-from fedserver.metrics_endpoint import serve
 from tests.integration.prometheus_server import (
     DASHBOARDS,
     PrometheusServer,
     needs_prometheus,
     panel_queries,
 )
+from tests.support.processes import Deployment, deployed, digits_job
 
 pytestmark = [needs_prometheus, pytest.mark.prometheus]
 
+NUM_CLIENTS = 3
 
-class RoundPerScrape(Collector):
-    """Lets one more round happen whenever somebody scrapes, so that every scrape finds something new."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._version = 0
+@dataclass(frozen=True)
+class RunningJob:
+    """A server whose job goes on for as long as anybody looks."""
 
-    def describe(self) -> Iterator[Metric]:
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        metrics = self._metrics
-        self._version += 1
-        metrics.phase("digits", "train")
-        metrics.waiting("digits", clients=0, updates=5)
-        for missing in range(4, -1, -1):
-            metrics.transferred("digits", "downlink", "train", 40_000)
-            metrics.transferred("digits", "uplink", "train", 40_000)
-            metrics.journal_committed(records=1, seconds=0.0004)
-            metrics.fold_seconds.labels("digits").observe(0.0007)
-            metrics.update("digits", UpdateResult.ACCEPTED)
-            metrics.waiting("digits", clients=0, updates=missing)
-        metrics.phase("digits", "closing")
-        metrics.round_closed("digits", version=self._version, seconds=1.5)
-        figures = {"accuracy": 1 - 1 / (1 + self._version), "loss": 1 / self._version}
-        metrics.evaluated("digits", version=self._version - 1, figures=figures)
-        return iter(())
+    deployment: Deployment
+    job_id: str
 
 
 @pytest.fixture(scope="module")
-def metrics_url() -> Iterator[str]:
-    """Where a server that runs the job `digits` shows its metrics."""
-    metrics = Metrics(version="0.1.0")
-    metrics.clients_enrolled.set(6)
-    metrics.clients_connected.set(5)
-    metrics.start_job("digits", rounds=1000)
-    metrics.registry.register(RoundPerScrape(metrics))
-    with serve(metrics, "127.0.0.1", 0) as endpoint:
-        yield endpoint.url
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningJob]:
+    with deployed(tmp_path_factory.mktemp("federation")) as deployment:
+        deployment.start_digits_clients(NUM_CLIENTS)
+        yield RunningJob(deployment, deployment.submit(digits_job("endless", rounds=100_000)))
 
 
 @pytest.fixture(scope="module")
-def prometheus(metrics_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusServer]:
-    with PrometheusServer(tmp_path_factory.mktemp("prometheus"), urlsplit(metrics_url).netloc) as server:
+def prometheus(running: RunningJob, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusServer]:
+    target = urlsplit(running.deployment.ready["metrics_url"]).netloc
+    with PrometheusServer(tmp_path_factory.mktemp("prometheus"), target) as server:
         # Two scrapes make a rate; the rest is for those of a job's metrics that come with its first rounds.
         server.wait_for_scrapes(4)
         server.wait_for("roundtable_evaluation_version > 1")
+        server.wait_for("rate(roundtable_rounds_total[1m]) > 0")
         yield server
 
 
@@ -84,10 +59,10 @@ def test_every_query_of_every_panel_finds_series(prometheus: PrometheusServer, d
     assert without_a_figure == []
 
 
-def test_the_job_variable_lists_jobs_and_not_the_scrape(prometheus: PrometheusServer) -> None:
+def test_the_job_variable_lists_jobs_and_not_the_scrape(running: RunningJob, prometheus: PrometheusServer) -> None:
     # Grafana's label_values(roundtable_version, job) asks exactly this.
     jobs = prometheus.get("/api/v1/label/job/values", **{"match[]": "roundtable_version"})
-    assert jobs == ["digits"]
+    assert jobs == [running.job_id]
 
 
 def test_the_job_label_of_a_metric_wins_over_the_name_of_the_scrape(prometheus: PrometheusServer) -> None:

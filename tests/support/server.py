@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedclient.enroll import enroll
 from fedclient.identity import ClientIdentity
-from fedcore.clock import SystemClock
+from fedcore.clock import Clock, SystemClock
 from fedcore.errors import Unauthenticated
 from fedcore.identity import EnrolmentToken
 from fedcore.jobfile import Job, parse_job
@@ -51,8 +51,8 @@ class TestServer:
 
 
 @asynccontextmanager
-async def running_server(folder: Path) -> AsyncIterator[TestServer]:
-    clock = SystemClock()
+async def running_server(folder: Path, clock: Clock | None = None) -> AsyncIterator[TestServer]:
+    clock = clock or SystemClock()
     metrics = Metrics(now=clock.now_s)
     authority = Authority.create(folder / "keys", FEDERATION, ["localhost", "127.0.0.1"])
     with ThreadPoolExecutor(2) as workers:
