@@ -1,4 +1,4 @@
-"""The shipped dashboard against a real Prometheus that scrapes a real server at work, with the shipped configuration."""
+"""The shipped dashboard against a real Prometheus that scrapes a working server, with the shipped configuration."""
 
 from __future__ import annotations
 
