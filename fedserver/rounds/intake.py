@@ -193,7 +193,10 @@ class Intake:
                     await self.in_worker(check_frame, header, attempt, engine, self._services.blobs.open(blob))
                 except UpdateRejected as error:
                     result, text = error.reason, str(error)
-                await self._journal(announced, blob, result, text)
+                try:
+                    await self._journal(announced, blob, result, text)
+                except UpdateRejected as error:  # another client has used this update id: nothing is recorded
+                    result, text = error.reason, str(error)
                 if result is UpdateResult.ACCEPTED:
                     attempt.accept(announced.client, header, blob)
                     await self._fold(announced, blob)

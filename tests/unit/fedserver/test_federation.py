@@ -131,3 +131,21 @@ async def test_a_client_that_lacks_the_task_is_not_asked(tmp_path: Path) -> None
         async with playing(transport, identity.signing_key) as player:
             assert (await player.next_work()).job_id == own.job_id
             assert server.federation.engines[other.job_id].state.waiting_for().missing == 1
+
+
+async def test_an_update_id_that_somebody_else_has_used_does_not_hold_the_round_up(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        transport_a, alice = await member(server, "alice")
+        transport_b, bob = await member(server, "bob")
+        record = await server.federation.submit(small_job(cohort=2, quorum=1).to_json())
+        async with playing(transport_a, alice.signing_key) as first:
+            await first.answer(await first.next_work())  # version 0
+            async with playing(transport_b, bob.signing_key) as second:
+                stolen = "a" * 32
+                state = await first.answer(await first.next_work(), update_id=stolen)
+                assert state.result is UpdateResult.ACCEPTED
+                state = await second.answer(await second.next_work(), update_id=stolen)
+                assert state.result is UpdateResult.DUPLICATE
+                for player in (first, second):
+                    assert (await player.next_work()).kind is WorkKind.EVALUATE
+        assert server.federation.version(record.job_id, 1).num_updates == 1
