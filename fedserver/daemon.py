@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -103,7 +103,8 @@ async def serve(folder: Path, config: ServerConfig, on_ready: Callable[[Ready], 
         )
         federation = Federation(services, state.federation, membership.signing_key)
         rpc = RpcServer(federation, membership, metrics, authority)
-        try:
+
+        async def listen() -> None:
             await rpc.start(config.host, config.port, config.enrolment_port)
             endpoint = stack.enter_context(serve_metrics(metrics, config.metrics_host, config.metrics_port))
             ready.append(
@@ -114,18 +115,21 @@ async def serve(folder: Path, config: ServerConfig, on_ready: Callable[[Ready], 
                 )
             )
             log.info("serving", extra={"federation": state.federation, "address": ready[0].address})
-            await _until_stopped(federation, journal, lambda: on_ready(ready[0]))
+            on_ready(ready[0])
+
+        try:
+            await _until_stopped(federation, journal, listen)
         finally:
             await rpc.stop(STOP_GRACE_S)
             await journal.close()
     log.info("stopped")
 
 
-async def _until_stopped(federation: Federation, journal: Journal, on_ready: Callable[[], None]) -> None:
-    """Run the federation until a signal comes.
+async def _until_stopped(federation: Federation, journal: Journal, listen: Callable[[], Awaitable[None]]) -> None:
+    """Run the federation until a signal comes; `listen` once its jobs stand where they stood.
 
     Raises:
-        FedError: the journal, or a job's engine, failed.
+        FedError: the journal, a job's engine, or `listen` failed.
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -133,10 +137,12 @@ async def _until_stopped(federation: Federation, journal: Journal, on_ready: Cal
         loop.add_signal_handler(number, stopped.set)
     running = asyncio.create_task(federation.run())
     stopping = asyncio.create_task(stopped.wait())
-    await asyncio.sleep(0)  # lets the federation start its jobs
-    on_ready()
+    recovered = asyncio.create_task(federation.recovered.wait())
+    ends: set[asyncio.Future[Any]] = {running, stopping, journal.failed}
     try:
-        ends: set[asyncio.Future[Any]] = {running, stopping, journal.failed}
+        await asyncio.wait({recovered, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if not any(end.done() for end in ends):
+            await listen()
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if journal.failed.done():
             raise journal.failed.result()
@@ -146,6 +152,7 @@ async def _until_stopped(federation: Federation, journal: Journal, on_ready: Cal
         raise _first(group) from group
     finally:
         stopping.cancel()
+        recovered.cancel()
         running.cancel()
         await asyncio.wait({running})
 

@@ -35,12 +35,15 @@ class Federation:
     Attributes:
         intake: where updates go.
         engines: running jobs by id.
+        recovered: set when every unfinished job stands where the journal has it. Nobody may be let in before: an update
+            that a job waits for would be told that it is too late.
     """
 
     def __init__(self, services: Services, federation: str, signing_key: Callable[[str], bytes | None]) -> None:
         self.services = services
         self.federation = federation
         self.engines: dict[str, JobEngine] = {}
+        self.recovered = asyncio.Event()
         self.intake = Intake(services, federation, self.engines.get, signing_key)
         self._tasks: asyncio.TaskGroup | None = None
         self._change = asyncio.Event()
@@ -62,6 +65,9 @@ class Federation:
             for record in self.services.store.jobs():
                 if record.status is JobStatus.RUNNING:
                     self._start(record, Job.from_json(record.spec))
+            for engine in list(self.engines.values()):
+                await engine.recovered.wait()
+            self.recovered.set()
             tasks.create_task(self._watch_silence())
 
     # -- jobs --------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class JobEngine:
         attempt: what is open or closing; None while waiting for clients and after the end.
         latest: the newest version; None before version 0.
         evaluated: the newest version whose evaluation is known.
+        recovered: set when all of this is as the journal has it, or cannot be.
     """
 
     def __init__(self, record: JobRecord, plan: Plan, services: Services, changed: Callable[[], None]) -> None:
@@ -56,6 +57,7 @@ class JobEngine:
         self.layout: Layout | None = Layout.from_json(record.layout) if record.layout else None
         self.latest: VersionRecord | None = None
         self.evaluated: VersionRecord | None = None
+        self.recovered = asyncio.Event()
         self.uplink_bytes = self.downlink_bytes = 0  # since the last version
         self.total_bytes = (0, 0)  # uplink and downlink up to the last version
         self._services = services
@@ -119,7 +121,10 @@ class JobEngine:
         Raises:
             FedError: the journal or the disk failed; the server has to stop.
         """
-        await self._recover()
+        try:
+            await self._recover()
+        finally:
+            self.recovered.set()
         metrics = self._services.metrics
         version = 0 if self.latest is None else self.latest.version
         metrics.start_job(self.job_id, rounds=self.job.job.rounds, version=version)
