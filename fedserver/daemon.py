@@ -118,15 +118,19 @@ async def serve(folder: Path, config: ServerConfig, on_ready: Callable[[Ready], 
             on_ready(ready[0])
 
         try:
-            await _until_stopped(federation, journal, listen)
+            await _until_stopped(federation, journal, listen, lambda: rpc.stop(STOP_GRACE_S))
         finally:
-            await rpc.stop(STOP_GRACE_S)
             await journal.close()
     log.info("stopped")
 
 
-async def _until_stopped(federation: Federation, journal: Journal, listen: Callable[[], Awaitable[None]]) -> None:
-    """Run the federation until a signal comes; `listen` once its jobs stand where they stood.
+async def _until_stopped(
+    federation: Federation,
+    journal: Journal,
+    listen: Callable[[], Awaitable[None]],
+    hang_up: Callable[[], Awaitable[None]],
+) -> None:
+    """Run the federation until a signal comes; `listen` once its jobs stand where they stood, `hang_up` before they go.
 
     Raises:
         FedError: the journal, a job's engine, or `listen` failed.
@@ -153,6 +157,8 @@ async def _until_stopped(federation: Federation, journal: Journal, listen: Calla
     finally:
         stopping.cancel()
         recovered.cancel()
+        federation.close_sessions()
+        await hang_up()  # before the jobs go, or an update that comes now would be told that it is too late
         running.cancel()
         await asyncio.wait({running})
 

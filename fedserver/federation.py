@@ -172,6 +172,11 @@ class Federation:
         if (seat := self.fleet.seats.get(client)) is not None:
             self.fleet.leave(seat, reason)
 
+    def close_sessions(self) -> None:
+        """End every session in good order; clients come again when somebody answers."""
+        for seat in list(self.fleet.seats.values()):
+            self.fleet.leave(seat)
+
     async def heard(self, seat: Seat, event: Heartbeat | Decline) -> None:
         """Take what a client says in its session."""
         seat.seen_s = self.services.clock.now_s()
