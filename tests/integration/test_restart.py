@@ -191,6 +191,21 @@ async def test_a_client_that_is_killed_within_a_round_gets_its_work_again(
     assert asked(second_life, job_id) == [("train", 1), ("evaluate", 2)]
 
 
+def test_a_server_that_is_killed_again_and_again_computes_the_same(
+    deployment: Deployment, undisturbed: list[tuple[object, ...]]
+) -> None:
+    """Nobody is played here: whatever the kill interrupts, in server or clients, is what it happens to be."""
+    for shard in (1, 2):
+        client = deployment.start_client(f"client-{shard + 1}", {"shard": shard, "num_shards": NUM_CLIENTS})
+        client.wait_for_event("connected")
+    job_id = deployment.submit(JOB)
+    for event, kind in (("assigned", "initialise"), ("closed", "train"), ("assigned", "evaluate")):
+        deployment.server.wait_for_event(event, job=job_id, kind=kind)
+        deployment.server.kill()
+        deployment.start_server()
+    assert bytes_of(deployment.finish(job_id)) == undisturbed
+
+
 def test_a_server_that_is_killed_between_jobs_keeps_them(deployment: Deployment) -> None:
     with deployment.operator() as server:
         before = server.status()["jobs"]
