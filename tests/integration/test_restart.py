@@ -10,8 +10,9 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,15 @@ from fedcore.clock import SystemClock
 from fedcore.errors import UpdateResult
 from fedcore.jobfile import Job
 from fedcore.messages import Assignment, Hello, UploadState, WorkKind
+from fedserver.federation import Federation
+from fedserver.metrics import Metrics
+from fedserver.rounds.fleet import Fleet
+from fedserver.rounds.scheduler import Phase
 from fedsim.simulation import make_clients, simulate
+from fedsim.transport import InProcessTransport
 from tests.support.player import Player, playing
 from tests.support.processes import Deployment, Process, bytes_of, deployed, digits_job
+from tests.support.server import FEDERATION, running_server, small_job
 
 NUM_CLIENTS = 3
 PROCESS = "client-1"
@@ -216,7 +223,7 @@ def test_a_server_that_is_killed_between_jobs_keeps_them(deployment: Deployment)
     assert before, "the other tests leave their jobs"
 
 
-def test_every_blob_of_a_finished_federation_is_whole(deployment: Deployment, tmp_path: Path) -> None:
+def test_every_blob_of_a_finished_federation_is_whole(deployment: Deployment) -> None:
     """After kills and restarts, what is exported is what the history says."""
     with deployment.operator() as server:
         for job in server.status()["jobs"]:
@@ -224,3 +231,32 @@ def test_every_blob_of_a_finished_federation_is_whole(deployment: Deployment, tm
                 wanted = server.version(job["job_id"], row["version"])
                 assert wanted.sha256 == row["sha256"]
                 server.read_version(wanted)  # checks the digest
+
+
+async def test_a_server_lets_nobody_in_before_its_jobs_stand_where_they_stood(tmp_path: Path) -> None:
+    """The daemon listens when `recovered` is set. Earlier, an update that is waited for would come too late."""
+    async with running_server(tmp_path) as first_life:
+        record = await first_life.federation.submit(small_job().to_json())
+        identity = await first_life.enrol("alice")
+        async with playing(InProcessTransport(first_life.federation, "alice"), identity.signing_key) as player:
+            await player.answer(await player.next_work())
+            await player.next_work()
+        with ThreadPoolExecutor(1) as busy:
+            services = replace(first_life.federation.services, fleet=Fleet(), metrics=Metrics(), workers=busy)
+            release = threading.Event()
+            busy.submit(release.wait)
+            second_life = Federation(services, FEDERATION, lambda client: None)
+            running = asyncio.create_task(second_life.run())
+            try:
+                for _ in range(100):
+                    await asyncio.sleep(0)
+                assert not second_life.recovered.is_set()
+            finally:
+                release.set()
+            await asyncio.wait_for(second_life.recovered.wait(), 10)
+            engine = second_life.engines[record.job_id]
+            assert (engine.state.stage, engine.state.phase) == (WorkKind.TRAIN, Phase.OPEN)
+            assert engine.attempt is not None
+            assert engine.attempt.unfinished() == ["alice"]
+            running.cancel()
+            await asyncio.wait({running})
