@@ -10,14 +10,15 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
-from fedcore.errors import InvalidInput, NotFound, Refused, StateError, Unreachable
+from fedcore.errors import InvalidInput, NotFound, Refused, Unreachable
 from fedcore.jobfile import Job
 from fedcore.messages import Decline, Heartbeat, Hello
 from fedserver.rounds.engine import JobEngine
 from fedserver.rounds.fleet import Fleet, Seat
 from fedserver.rounds.intake import Intake, split_spool_key
-from fedserver.rounds.plan import make_plan
+from fedserver.rounds.plan import Plan, make_plan
 from fedserver.rounds.scheduler import Dropped
 from fedserver.rounds.services import Services
 from fedserver.state.base import JobRecord, JobStatus, VersionRecord
@@ -64,7 +65,7 @@ class Federation:
             self._tasks = tasks
             for record in self.services.store.jobs():
                 if record.status is JobStatus.RUNNING:
-                    self._start(record, Job.from_json(record.spec))
+                    await self._resume(record)
             for engine in list(self.engines.values()):
                 await engine.recovered.wait()
             self.recovered.set()
@@ -79,12 +80,12 @@ class Federation:
             JobFileError: it cannot be run by this server.
         """
         job = Job.from_json(spec)
-        make_plan(job, "job")
+        plan = make_plan(job, "job")
         record = JobRecord(
             uuid.uuid4().hex, job.job.name, job.to_json(), JobStatus.RUNNING, self.services.clock.wall_s()
         )
         await self.services.journal.write(record)
-        self._start(record, job)
+        self._start(record, plan)
         log.info("submitted", extra={"job": record.job_id, "job_name": job.job.name})
         return record
 
@@ -95,7 +96,7 @@ class Federation:
             NotFound: no such job.
         """
         if (engine := self.engines.get(job_id)) is not None:
-            await engine.stop(JobStatus.STOPPED, "stopped by an operator")
+            await engine.stop("stopped by an operator")
         return self.job(job_id)
 
     def job(self, job_id: str) -> JobRecord:
@@ -185,7 +186,7 @@ class Federation:
                 self.fleet.heartbeat(seat, event)
                 self._changed()
             case Decline(assignment_id, reason):
-                for engine in self.engines.values():
+                for engine in list(self.engines.values()):
                     await engine.declined(seat.client, assignment_id, reason[:500])
 
     async def _watch_silence(self) -> None:
@@ -210,22 +211,25 @@ class Federation:
         self.services.metrics.clients_connected.set(len(self.fleet.seats))
         self._changed()
 
-    def _start(self, record: JobRecord, job: Job) -> None:
-        assert self._tasks is not None, "run() is not running"
-        engine = JobEngine(record, make_plan(job, record.name), self.services, self._changed)
-        self.engines[record.job_id] = engine
-        task = self._tasks.create_task(self._run(engine), name=f"job {record.job_id}")
-        task.add_done_callback(lambda _: self._ended(record.job_id))
-
-    async def _run(self, engine: JobEngine) -> None:
+    async def _resume(self, record: JobRecord) -> None:
+        """Go on with a job from before the restart; one whose plugins are gone has failed."""
         try:
-            await engine.run()
-        except StateError:
-            raise
-        except Exception as error:
-            # A job's top loop: what a plugin of its does wrong ends this job, not the server.
-            log.exception("job failed", extra={"job": engine.job_id})
-            await engine.stop(JobStatus.FAILED, f"internal error: {type(error).__name__}: {error}")
+            plan = make_plan(Job.from_json(record.spec), record.name)
+        except InvalidInput as error:
+            log.error("job failed", extra={"job": record.job_id, "failure": str(error)})
+            wall_s = self.services.clock.wall_s()
+            await self.services.journal.write(
+                replace(record, status=JobStatus.FAILED, finished_at=wall_s, failure=str(error))
+            )
+            return
+        self._start(record, plan)
+
+    def _start(self, record: JobRecord, plan: Plan) -> None:
+        assert self._tasks is not None, "run() is not running"
+        engine = JobEngine(record, plan, self.services, self._changed)
+        self.engines[record.job_id] = engine
+        task = self._tasks.create_task(engine.run(), name=f"job {record.job_id}")
+        task.add_done_callback(lambda _: self._ended(record.job_id))
 
     def _discard_dead_uploads(self) -> None:
         """Give back the space of unfinished uploads that nobody will go on with."""

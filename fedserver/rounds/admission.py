@@ -46,6 +46,8 @@ def find_attempt(client: str, header: UpdateHeader, engine: JobEngine, store: St
         if known is None or known.client != client or known.job_id != engine.job_id:
             raise UpdateRejected(UpdateResult.NOT_ASSIGNED, f"no assignment {header.assignment_id} for {client!r}")
         raise UpdateRejected(UpdateResult.TOO_LATE, f"assignment {header.assignment_id} is over")
+    if attempt.is_sealed:
+        raise UpdateRejected(UpdateResult.TOO_LATE, f"version {attempt.version} has closed")
     return attempt
 
 

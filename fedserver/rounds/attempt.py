@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fedagg.base import Fold
 from fedcore.errors import UpdateRejected, UpdateResult
 from fedcore.messages import UpdateHeader, WorkKind
-from fedserver.state.base import AssignmentRecord
+from fedserver.state.base import AssignmentRecord, AttemptRecord
 
 
 @dataclass
@@ -21,29 +21,49 @@ class Attempt:
     """See the module's text.
 
     Attributes:
-        version: the base of TRAIN and EVALUATE; 0 for INITIALISE.
+        record: the attempt as first journaled.
+        opened_s: when, on the server's clock.
         assignments: by id, all that was handed out, as first journaled.
         ended: ids of assignments whose outcome is known.
         headers: of the accepted updates, by client.
         frames: digest of the accepted update's frame, by client.
-        spools: keys of uploads in chunks that have begun; what is unfinished is discarded with the attempt.
+        spools: uploads in chunks that have begun, by key, each with the lock that lets in one chunk at a time; what is
+            unfinished is discarded with the attempt.
         fold: None when nothing is summed (INITIALISE, EVALUATE).
     """
 
-    kind: WorkKind
-    version: int
-    number: int
+    record: AttemptRecord
     opened_s: float
     fold: Fold | None
     assignments: dict[str, AssignmentRecord] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     headers: dict[str, UpdateHeader] = field(default_factory=dict)
     frames: dict[str, str] = field(default_factory=dict)
-    spools: set[str] = field(default_factory=set)
+    spools: dict[str, asyncio.Lock] = field(default_factory=dict)
     _sealed: bool = False
     _in_flight: int = 0
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     folding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def kind(self) -> WorkKind:
+        """What was assigned."""
+        return self.record.kind
+
+    @property
+    def version(self) -> int:
+        """The base of TRAIN and EVALUATE; 0 for INITIALISE."""
+        return self.record.version
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nothing new is let in."""
+        return self._sealed
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether an update is on its way into the journal or the sum."""
+        return self._in_flight > 0
 
     @contextmanager
     def receiving(self, assignment_id: str) -> Iterator[None]:
@@ -70,6 +90,10 @@ class Attempt:
     async def seal(self) -> None:
         """Let nothing new in, and wait for what is on its way."""
         self._sealed = True
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until nothing is on its way."""
         while self._in_flight:
             self._settled.clear()
             await self._settled.wait()

@@ -12,72 +12,100 @@ import numpy as np
 
 from fedagg.base import Fold
 from fedagg.optimizers.base import ServerOptimizer
-from fedcodec import Pipeline
-from fedcore.layout import Vector
+from fedcore.layout import Layout, Vector
+from fedcore.messages import WorkKind
 from fedcore.rng import stream
-from fedserver.state.base import Blobs
+from fedserver.rounds.admission import layout_of
+from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.plan import INITIAL, Plan
+from fedserver.state.base import Blobs, VersionRecord
 
 BLOCK_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
 class WrittenVersion:
-    """Blobs of a version: the global state, the frame that clients download, and the optimiser's state."""
+    """A version on disk.
 
+    Attributes:
+        number: the version.
+        layout: of its vector.
+        state_blob: the global state, raw little-endian float32.
+        frame_blob: what clients download.
+        optimizer_blob: the server optimiser's state; None if it keeps none, or before its first step.
+    """
+
+    number: int
+    layout: Layout
     state_blob: str
     frame_blob: str
-    frame_bytes: int
     optimizer_blob: str | None
 
+    def record(self, attempt: Attempt, uplink_bytes: int, downlink_bytes: int, wall_s: float) -> VersionRecord:
+        """Return what is journaled of it."""
+        return VersionRecord(
+            job_id=attempt.record.job_id,
+            version=self.number,
+            state_blob=self.state_blob,
+            frame_blob=self.frame_blob,
+            optimizer_blob=self.optimizer_blob,
+            num_updates=len(attempt.headers),
+            num_examples=sum(header.num_examples for header in attempt.headers.values()),
+            uplink_bytes=uplink_bytes,
+            downlink_bytes=downlink_bytes,
+            created_at=wall_s,
+        )
 
-def first_version(blobs: Blobs, state_D: Vector, downlink: Pipeline, seed: int) -> WrittenVersion:
-    """Write version 0 from the initial vector. No optimiser state exists before the first step."""
-    state_blob = blobs.put(np.ascontiguousarray(state_D, dtype="<f4").data.cast("B"))
-    frame_blob, frame_bytes = _write_frame(blobs, state_blob, downlink, seed, version=0)
-    return WrittenVersion(state_blob, frame_blob, frame_bytes, None)
 
-
-def next_version(
-    blobs: Blobs,
-    base: str,
-    optimizer_blob: str | None,
-    fold: Fold,
-    optimizer: ServerOptimizer,
-    downlink: Pipeline,
-    *,
-    version: int,
-    seed: int,
+def write_version(
+    blobs: Blobs, plan: Plan, attempt: Attempt, layout: Layout | None, latest: VersionRecord | None
 ) -> WrittenVersion:
-    """Write version `version` = base + optimiser(mean of the updates).
-
-    The optimiser's state is kept block by block, each block's slots one after the other, so that it is read and written
-    in one pass.
+    """Compute and write the version that a sealed attempt leads to.
 
     Args:
         blobs: where to read from and write to.
-        base: the digest of the state that the updates were computed from.
-        optimizer_blob: of the version before; None before the first step.
-        fold: holds at least one update.
-        optimizer: as in the job.
-        downlink: as in the job.
-        version: the number of the new version, at least 1.
-        seed: the job's.
+        plan: of the job.
+        attempt: holds at least one accepted update.
+        layout: of the job; None as long as there is no version.
+        latest: the version that the updates were computed from; None as long as there is none.
     """
-    base_D = np.frombuffer(blobs.open(base), dtype="<f4")
-    slots = _slot_blocks(blobs, optimizer_blob, optimizer, base_D.size)
+    if attempt.kind is WorkKind.INITIALISE:
+        return _first_version(blobs, plan, attempt)
+    assert layout is not None
+    assert latest is not None
+    assert attempt.fold is not None
+    return _next_version(blobs, plan, attempt.fold, layout, latest)
+
+
+def _first_version(blobs: Blobs, plan: Plan, attempt: Attempt) -> WrittenVersion:
+    ((client, header),) = attempt.headers.items()
+    layout = layout_of(header)
+    state_D = INITIAL.decode(blobs.open(attempt.frames[client]), layout.num_values)
+    state_blob = blobs.put(np.ascontiguousarray(state_D, dtype="<f4").data.cast("B"))
+    return WrittenVersion(0, layout, state_blob, _write_frame(blobs, plan, state_blob, 0), None)
+
+
+def _next_version(blobs: Blobs, plan: Plan, fold: Fold, layout: Layout, latest: VersionRecord) -> WrittenVersion:
+    """Write base + optimiser(mean of the updates).
+
+    The optimiser's state is kept block by block, each block's slots one after the other, so that it is read and written
+    in one pass.
+    """
+    number, optimizer = latest.version + 1, plan.optimizer
+    base_D = np.frombuffer(blobs.open(latest.state_blob), dtype="<f4")
+    slots = _slot_blocks(blobs, latest.optimizer_blob, optimizer, base_D.size)
     with blobs.writer() as state, blobs.writer() as kept:
         start = 0
         for mean in fold.mean_blocks(BLOCK_VALUES):
             slot_block = next(slots)
-            step = optimizer.step(mean, slot_block, version)
+            step = optimizer.step(mean, slot_block, number)
             state.write((base_D[start : start + mean.size] + step).data.cast("B"))
             for name in optimizer.slots:
                 kept.write(slot_block[name].data.cast("B"))
             start += mean.size
         state_blob = state.commit()
-        new_optimizer_blob = kept.commit() if optimizer.slots else None
-    frame_blob, frame_bytes = _write_frame(blobs, state_blob, downlink, seed, version)
-    return WrittenVersion(state_blob, frame_blob, frame_bytes, new_optimizer_blob)
+        optimizer_blob = kept.commit() if optimizer.slots else None
+    return WrittenVersion(number, layout, state_blob, _write_frame(blobs, plan, state_blob, number), optimizer_blob)
 
 
 def _slot_blocks(
@@ -97,8 +125,7 @@ def _slot_blocks(
         yield block
 
 
-def _write_frame(blobs: Blobs, state_blob: str, downlink: Pipeline, seed: int, version: int) -> tuple[str, int]:
+def _write_frame(blobs: Blobs, plan: Plan, state_blob: str, version: int) -> str:
     """Encode a version once for all clients."""
     state_D = np.frombuffer(blobs.open(state_blob), dtype="<f4")
-    frame = downlink.encode(state_D, stream(seed, "downlink", version))
-    return blobs.put(frame), len(frame)
+    return blobs.put(plan.downlink.encode(state_D, stream(plan.job.job.seed, "downlink", version)))

@@ -10,20 +10,20 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from fedcore.errors import StateError
 from fedcore.jobfile import Job
 from fedcore.layout import Layout
 from fedcore.messages import Assignment, Hello, WorkKind
 from fedcore.rng import derive_seed
 from fedserver.rounds import scheduler as sched
-from fedserver.rounds.admission import layout_of
 from fedserver.rounds.attempt import Attempt
-from fedserver.rounds.closing import WrittenVersion, first_version, next_version
+from fedserver.rounds.closing import write_version
 from fedserver.rounds.figures import evaluation_of
-from fedserver.rounds.plan import INITIAL, Plan
+from fedserver.rounds.plan import Plan
 from fedserver.rounds.recovery import recover
 from fedserver.rounds.scheduler import Phase, Scheduler
 from fedserver.rounds.services import Services
@@ -39,6 +39,14 @@ from fedserver.state.base import (
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Stop:
+    """An event of the engine's own: end the job before its time."""
+
+    status: JobStatus
+    failure: str
+
+
 class JobEngine:
     """See the module's text. `run` is the task; every other method is called on the event loop's thread.
 
@@ -48,6 +56,7 @@ class JobEngine:
         latest: the newest version; None before version 0.
         evaluated: the newest version whose evaluation is known.
         recovered: set when all of this is as the journal has it, or cannot be.
+        ended: set when `run` has ended.
     """
 
     def __init__(self, record: JobRecord, plan: Plan, services: Services, changed: Callable[[], None]) -> None:
@@ -58,11 +67,12 @@ class JobEngine:
         self.latest: VersionRecord | None = None
         self.evaluated: VersionRecord | None = None
         self.recovered = asyncio.Event()
+        self.ended = asyncio.Event()
         self.uplink_bytes = self.downlink_bytes = 0  # since the last version
         self.total_bytes = (0, 0)  # uplink and downlink up to the last version
         self._services = services
         self._changed = changed
-        self._events: asyncio.Queue[tuple[sched.Event, AbstractContextManager[None]]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[sched.Event | _Stop, AbstractContextManager[None]]] = asyncio.Queue()
         self._alarm: asyncio.Task[None] | None = None
         self._scheduler = Scheduler.start(self.job.schedule, self.job.job.rounds, self.job.job.seed, self._now_s())
 
@@ -107,11 +117,22 @@ class JobEngine:
         assignment_id = self.attempt.assignment_of(client)
         return None if assignment_id is None else self._assignment(self.attempt, assignment_id, client)
 
-    def post(self, event: sched.Event) -> None:
+    def post(self, event: sched.Event | _Stop) -> None:
         """Hand an event to the engine. Virtual time stands still until it has been dealt with."""
         working = self._services.clock.working()
         working.__enter__()
         self._events.put_nowait((event, working))
+
+    def fail(self, failure: str) -> None:
+        """End the job because a part of it broke."""
+        if not self.ended.is_set():
+            self.post(_Stop(JobStatus.FAILED, failure))
+
+    async def stop(self, failure: str) -> None:
+        """End the job because an operator wants it, and return when it has ended."""
+        if not self.ended.is_set():
+            self.post(_Stop(JobStatus.STOPPED, failure))
+            await self.ended.wait()
 
     # -- the task ----------------------------------------------------------------------------------------------------
 
@@ -122,7 +143,7 @@ class JobEngine:
             FedError: the journal or the disk failed; the server has to stop.
         """
         try:
-            await self._recover()
+            await self._guard(self._recover())
         finally:
             self.recovered.set()
         metrics = self._services.metrics
@@ -135,7 +156,7 @@ class JobEngine:
                 self._set_alarm()
                 event, working = await self._events.get()
                 try:
-                    await self._handle(event)
+                    await self._guard(self._handle(event))
                 finally:
                     working.__exit__(None, None, None)
         finally:
@@ -144,16 +165,27 @@ class JobEngine:
                 self._alarm.cancel()
             while not self._events.empty():
                 self._events.get_nowait()[1].__exit__(None, None, None)
+            self.ended.set()
 
-    async def stop(self, status: JobStatus, failure: str) -> None:
-        """End the job before its time."""
-        if self.attempt is not None:
-            clients = tuple(record.client for record in self.attempt.assignments.values())
-            await self._services.journal.write(*await self._retire(clients, f"the job was {status.value}"))
-        await self._end(status, failure)
-        self.post(sched.Tick())  # wakes `run`, which sees the status
+    async def _guard(self, work: Awaitable[None]) -> None:
+        """Let what a plugin does wrong end this job, not the server."""
+        try:
+            await work
+        except StateError:
+            raise
+        except Exception as error:
+            log.exception("job failed", extra={"job": self.job_id})
+            await self._stop(_Stop(JobStatus.FAILED, f"internal error: {type(error).__name__}: {error}"))
 
-    async def _handle(self, event: sched.Event) -> None:
+    async def _handle(self, event: sched.Event | _Stop) -> None:
+        if isinstance(event, _Stop):
+            await self._stop(event)
+            return
+        if isinstance(event, sched.Tick) and self.attempt is not None and self.attempt.is_receiving:
+            # What is on its way when the deadline comes was in time: hear of it before deciding.
+            await self.attempt.settled()
+            self.post(event)
+            return
         before = self._scheduler.phase, self._scheduler.stage
         commands = self._scheduler.step(event, self._now_s())
         while commands:
@@ -161,8 +193,8 @@ class JobEngine:
             match command:
                 case sched.Assign(clients):
                     commands += await self._assign(clients)
-                case sched.Close(unfinished):
-                    await self._close(unfinished)
+                case sched.Close():
+                    await self._close()
                     # After what is in the queue: the clients that this round has freed are among the next candidates.
                     self.post(sched.Written())
                 case sched.Abandon():
@@ -171,7 +203,14 @@ class JobEngine:
                     await self._end(JobStatus.FINISHED, "")
         self._show(entered=(self._scheduler.phase, self._scheduler.stage) != before)
 
+    async def _stop(self, stop: _Stop) -> None:
+        """End the job before its time."""
+        await self._services.journal.write(*await self._retire(f"the job has {stop.status.value}"))
+        self.attempt = None
+        await self._end(stop.status, stop.failure)
+
     async def _assign(self, clients: tuple[str, ...]) -> list[sched.Command]:
+        attempt = self._open_attempt()
         wanted = {uuid.uuid4().hex: client for client in clients}
         taken = {key: client for key, client in wanted.items() if self._services.fleet.take(client, key)}
         if len(taken) < len(wanted):
@@ -179,95 +218,86 @@ class JobEngine:
                 self._services.fleet.release(client, assignment_id)
             missing = sorted(set(clients) - set(taken.values()))
             return self._scheduler.step(sched.Taken(tuple(missing)), self._now_s())
-        attempt = self._open_attempt()
-        wall_s = self._services.clock.wall_s()
-        place = (self.job_id, attempt.version, attempt.number, attempt.kind)
+        record = attempt.record
+        place = (self.job_id, record.version, record.attempt, record.kind)
         for assignment_id, client in taken.items():
-            attempt.assignments[assignment_id] = AssignmentRecord(assignment_id, *place, client, wall_s)
+            attempt.assignments[assignment_id] = AssignmentRecord(assignment_id, *place, client, record.opened_at)
         self.attempt = attempt
-        opened = AttemptRecord(*place, opened_at=wall_s, deadline_at=wall_s + self.job.schedule.deadline_s)
-        await self._services.journal.write(opened, *attempt.assignments.values())
+        await self._services.journal.write(record, *attempt.assignments.values())
         for assignment_id, client in taken.items():
             self._services.fleet.order(client, self._assignment(attempt, assignment_id, client))
         self._log("assigned", attempt, clients=len(taken))
         return []
 
-    async def _close(self, unfinished: tuple[str, ...]) -> None:
+    async def _close(self) -> None:
         attempt = self.attempt
         if attempt is None:  # an evaluation that nobody came for
             return
-        records: list[Record] = await self._retire(unfinished, "the version has closed")
+        records = await self._retire("the version has closed")
         figures = evaluation_of(attempt.headers.values())
-        if figures and self.latest is not None:
-            self.latest = self.evaluated = replace(self.latest, metrics=json.dumps(figures, sort_keys=True))
-            self._services.metrics.evaluated(self.job_id, version=self.latest.version, figures=figures)
-        if attempt.kind is WorkKind.EVALUATE and self.latest is not None:
-            self.latest = replace(
-                self.latest,
-                uplink_bytes=self.latest.uplink_bytes + self.uplink_bytes,
-                downlink_bytes=self.latest.downlink_bytes + self.downlink_bytes,
-            )
         if self.latest is not None:
-            records.append(self.latest)
+            records.append(self._measured(self.latest, attempt, figures))
         if attempt.kind is not WorkKind.EVALUATE:
             written = await asyncio.get_running_loop().run_in_executor(
-                self._services.workers, self._write_version, attempt
+                self._services.workers,
+                write_version,
+                self._services.blobs,
+                self.plan,
+                attempt,
+                self.layout,
+                self.latest,
             )
-            self.latest = self._version_record(attempt, written)
+            self.layout, self.record = written.layout, replace(self.record, layout=written.layout.to_json())
+            self.latest = written.record(attempt, self.uplink_bytes, self.downlink_bytes, self._services.clock.wall_s())
             records += [self.record, self.latest]
             self._services.metrics.round_closed(
                 self.job_id, version=self.latest.version, seconds=self._now_s() - attempt.opened_s
             )
         self.total_bytes = (self.total_bytes[0] + self.uplink_bytes, self.total_bytes[1] + self.downlink_bytes)
         self.uplink_bytes = self.downlink_bytes = 0
-        records.append(self._ended(attempt, "closed", ""))
+        records.append(self._over(attempt, "closed"))
         await self._services.journal.write(*records)
         self.attempt = None
         self._log("closed", attempt, updates=len(attempt.headers), **figures)
 
-    def _write_version(self, attempt: Attempt) -> WrittenVersion:
-        """Compute and write the version that an attempt leads to; runs in a worker thread."""
-        blobs, seed, downlink = self._services.blobs, self.job.job.seed, self.plan.downlink
-        if attempt.kind is WorkKind.INITIALISE:
-            ((client, header),) = attempt.headers.items()
-            self.layout = layout_of(header)
-            self.record = replace(self.record, layout=self.layout.to_json())
-            frame = blobs.open(attempt.frames[client])
-            return first_version(blobs, INITIAL.decode(frame, self.layout.num_values), downlink, seed)
-        assert self.latest is not None
-        assert attempt.fold is not None
-        return next_version(
-            blobs,
-            self.latest.state_blob,
-            self.latest.optimizer_blob,
-            attempt.fold,
-            self.plan.optimizer,
-            downlink,
-            version=attempt.version + 1,
-            seed=seed,
-        )
+    def _measured(self, latest: VersionRecord, attempt: Attempt, figures: dict[str, float]) -> VersionRecord:
+        """Add what an attempt has measured of the newest version, and what measuring alone has cost, to its record."""
+        if figures:
+            latest = self.evaluated = replace(latest, metrics=json.dumps(figures, sort_keys=True))
+            self._services.metrics.evaluated(self.job_id, version=latest.version, figures=figures)
+        if attempt.kind is WorkKind.EVALUATE:
+            latest = replace(
+                latest,
+                uplink_bytes=latest.uplink_bytes + self.uplink_bytes,
+                downlink_bytes=latest.downlink_bytes + self.downlink_bytes,
+            )
+        self.latest = latest
+        return latest
 
     async def _abandon(self, command: sched.Abandon) -> None:
-        attempt = self.attempt or replace(self._open_attempt(), number=command.attempt)
-        records: list[Record] = await self._retire(command.unfinished, command.reason)
-        await self._services.journal.write(*records, self._ended(attempt, "abandoned", command.reason))
+        attempt = self.attempt
+        if attempt is None:  # it never got its clients
+            attempt = self._open_attempt()
+            attempt.record = replace(attempt.record, attempt=command.attempt)
+        records = await self._retire(command.reason)
+        await self._services.journal.write(*records, self._over(attempt, "abandoned", command.reason))
         self.attempt = None
         self._services.metrics.round_abandoned(self.job_id)
         self._log("abandoned", attempt, reason=command.reason)
         if command.final:
             await self._end(JobStatus.FAILED, f"gave up after {self._scheduler.abandoned} attempts: {command.reason}")
 
-    async def _retire(self, clients: tuple[str, ...], reason: str) -> list[Record]:
+    async def _retire(self, reason: str) -> list[Record]:
         """Let nothing more into the attempt and free who still works on it; return what is to be journaled of that."""
         if self.attempt is None:
             return []
         await self.attempt.seal()
         records: list[Record] = []
-        for client in clients:
-            if assignment_id := self.attempt.assignment_of(client):
+        for assignment_id, record in self.attempt.assignments.items():
+            if assignment_id not in self.attempt.ended:
                 self.attempt.ended.add(assignment_id)
-                records.append(replace(self.attempt.assignments[assignment_id], ended="expired", text=reason))
-                self._services.fleet.release(client, assignment_id, reason)
+                records.append(replace(record, ended="expired", text=reason))
+            self._services.fleet.release(record.client, assignment_id, reason)
         for key in self.attempt.spools:
             self._services.blobs.spool(key).discard()
         return records
@@ -305,11 +335,22 @@ class JobEngine:
         return self._services.clock.now_s()
 
     def _open_attempt(self) -> Attempt:
-        state = self._scheduler
+        state, wall_s = self._scheduler, self._services.clock.wall_s()
         fold = None
         if state.stage is WorkKind.TRAIN and self.layout is not None:
             fold = self.plan.open_fold(self.layout.num_values)
-        return Attempt(state.stage, state.version, state.attempt, self._now_s(), fold)
+        record = AttemptRecord(
+            self.job_id,
+            state.version,
+            state.attempt,
+            state.stage,
+            opened_at=wall_s,
+            deadline_at=wall_s + self.job.schedule.deadline_s,
+        )
+        return Attempt(record, self._now_s(), fold)
+
+    def _over(self, attempt: Attempt, outcome: str, reason: str = "") -> AttemptRecord:
+        return replace(attempt.record, closed_at=self._services.clock.wall_s(), outcome=outcome, reason=reason)
 
     def _assignment(self, attempt: Attempt, assignment_id: str, client: str) -> Assignment:
         latest = self.latest
@@ -324,35 +365,6 @@ class JobEngine:
             frame_digest=latest.frame_blob if latest else "",
             frame_bytes=self._services.blobs.size(latest.frame_blob) if latest else 0,
             deadline_s=max(0.0, self._scheduler.deadline_s - self._now_s()),
-        )
-
-    def _version_record(self, attempt: Attempt, written: WrittenVersion) -> VersionRecord:
-        return VersionRecord(
-            job_id=self.job_id,
-            version=0 if attempt.kind is WorkKind.INITIALISE else attempt.version + 1,
-            state_blob=written.state_blob,
-            frame_blob=written.frame_blob,
-            optimizer_blob=written.optimizer_blob,
-            num_updates=len(attempt.headers),
-            num_examples=sum(header.num_examples for header in attempt.headers.values()),
-            uplink_bytes=self.uplink_bytes,
-            downlink_bytes=self.downlink_bytes,
-            created_at=self._services.clock.wall_s(),
-        )
-
-    def _ended(self, attempt: Attempt, outcome: str, reason: str) -> AttemptRecord:
-        wall_s, elapsed_s = self._services.clock.wall_s(), self._now_s() - attempt.opened_s
-        opened_at = wall_s - elapsed_s
-        return AttemptRecord(
-            self.job_id,
-            attempt.version,
-            attempt.number,
-            attempt.kind,
-            opened_at=opened_at,
-            deadline_at=opened_at + self.job.schedule.deadline_s,
-            closed_at=wall_s,
-            outcome=outcome,
-            reason=reason,
         )
 
     async def _recover(self) -> None:
@@ -384,5 +396,10 @@ class JobEngine:
         self._changed()
 
     def _log(self, event: str, attempt: Attempt, **fields: object) -> None:
-        where = {"job": self.job_id, "kind": attempt.kind.value, "version": attempt.version, "attempt": attempt.number}
+        where = {
+            "job": self.job_id,
+            "kind": attempt.kind.value,
+            "version": attempt.version,
+            "attempt": attempt.record.attempt,
+        }
         log.info(event, extra={**where, **fields})

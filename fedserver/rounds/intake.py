@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from fedcore.errors import UpdateRejected, UpdateResult
+from fedcore.errors import Refused, StateError, UpdateRejected, UpdateResult
 from fedcore.messages import UpdateHeader, UploadState
 from fedserver.rounds.admission import check_frame, check_header, check_signature, find_attempt
 from fedserver.rounds.attempt import Attempt
@@ -48,10 +48,11 @@ class Announced:
 class Upload:
     """A frame on its way in, resumable: `num_bytes` is where to go on."""
 
-    def __init__(self, intake: Intake, announced: Announced, spool: Spool) -> None:
+    def __init__(self, intake: Intake, announced: Announced, spool: Spool, turn: asyncio.Lock) -> None:
         self._intake = intake
         self._announced = announced
         self._spool = spool
+        self._turn = turn  # shared by every connection that sends this update
 
     @property
     def num_bytes(self) -> int:
@@ -71,14 +72,15 @@ class Upload:
                 end. Nothing was taken; the upload can be resumed.
         """
         end = offset + len(data)
-        if offset != self.num_bytes or end > self._announced.header.frame_bytes:
-            raise UpdateRejected(
-                UpdateResult.WRONG_SIZE,
-                f"chunk of bytes {offset} to {end}, expected one from {self.num_bytes} to at most"
-                f" {self._announced.header.frame_bytes}",
-            )
-        self._intake.received(self._announced, len(data))
-        await self._intake.in_worker(self._spool.append, data)
+        async with self._turn:
+            if offset != self.num_bytes or end > self._announced.header.frame_bytes:
+                raise UpdateRejected(
+                    UpdateResult.WRONG_SIZE,
+                    f"chunk of bytes {offset} to {end}, expected one from {self.num_bytes} to at most"
+                    f" {self._announced.header.frame_bytes}",
+                )
+            self._intake.received(self._announced, len(data))
+            await self._intake.in_worker(self._spool.append, data)
 
     async def finish(self) -> UploadState:
         """Judge the whole update; the answer is durable."""
@@ -109,7 +111,7 @@ class Intake:
         self._federation = federation
         self._engine = engine
         self._signing_key = signing_key
-        self._settling: dict[str, asyncio.Task[UploadState]] = {}
+        self._settling: dict[tuple[str, str], asyncio.Task[UploadState]] = {}
 
     def state_of(self, client: str, update_id: str) -> UploadState:
         """Say how far an upload is, or what became of it."""
@@ -139,6 +141,8 @@ class Intake:
                 raise UpdateRejected(UpdateResult.BAD_SIGNATURE, f"signed for federation {header.federation!r}")
             if recorded := self._recorded(client, header.update_id):
                 return recorded
+            if (settling := self._settling.get((client, header.update_id))) is not None:
+                return await asyncio.shield(settling)
             engine = self._engine(header.job_id)
             if engine is None:
                 late = self._services.store.job(header.job_id) is not None
@@ -161,8 +165,8 @@ class Intake:
         """Begin or resume a frame in chunks."""
         header = announced.header
         key = header.assignment_id + header.update_id
-        announced.attempt.spools.add(key)
-        return Upload(self, announced, self._services.blobs.spool(key))
+        turn = announced.attempt.spools.setdefault(key, asyncio.Lock())
+        return Upload(self, announced, self._services.blobs.spool(key), turn)
 
     async def send(self, announced: Announced, frame: bytes) -> UploadState:
         """Take a whole frame at once; the answer is durable."""
@@ -175,42 +179,50 @@ class Intake:
         It goes on to its end in a task of its own: a caller whose connection breaks changes nothing, and one that
         comes again meanwhile waits for the same answer.
         """
-        update_id = announced.header.update_id
-        task = self._settling.get(update_id)
+        key = announced.client, announced.header.update_id
+        task = self._settling.get(key)
         if task is None:
-            task = asyncio.create_task(self._settle(announced, store_frame))
-            self._settling[update_id] = task
-            task.add_done_callback(lambda _: self._settling.pop(update_id, None))
+            task = self._settling[key] = asyncio.create_task(self._settle(announced, store_frame))
+            task.add_done_callback(lambda _: self._settling.pop(key, None))
         return await asyncio.shield(task)
 
     async def _settle(self, announced: Announced, store_frame: Callable[[], str]) -> UploadState:
-        header, engine, attempt = announced.header, announced.engine, announced.attempt
+        header, engine, attempt, client = announced.header, announced.engine, announced.attempt, announced.client
         try:
             with attempt.receiving(header.assignment_id):
-                blob, result, text = None, UpdateResult.ACCEPTED, ""
-                try:
-                    blob = await self.in_worker(store_frame)
-                    await self.in_worker(check_frame, header, attempt, engine, self._services.blobs.open(blob))
-                except UpdateRejected as error:
-                    result, text = error.reason, str(error)
-                try:
-                    await self._journal(announced, blob, result, text)
-                except UpdateRejected as error:  # another client has used this update id: nothing is recorded
-                    result, text = error.reason, str(error)
-                if result is UpdateResult.ACCEPTED:
-                    attempt.accept(announced.client, header, blob)
-                    await self._fold(announced, blob)
+                result, text = await self._take(announced, store_frame)
         except UpdateRejected as error:  # the attempt closed meanwhile, or has this client's update already
-            self._count(header.job_id, announced.client, error.reason, str(error))
+            self._count(header.job_id, client, error.reason, str(error))
             return UploadState(0, error.reason, str(error))
+        except StateError:
+            raise  # the server stops
+        except Exception as error:
+            # The codec or the rule, which may be a third party's, broke: nobody can say what the sum holds now.
+            log.exception("update failed", extra={"job": header.job_id, "client": client})
+            engine.fail(f"{type(error).__name__} while an update was taken in: {error}")
+            raise Refused("the job has failed; the server's log says why") from error
+        self._count(header.job_id, client, result, text)
         accepted = result is UpdateResult.ACCEPTED
-        self._count(header.job_id, announced.client, result, text)
-        engine.release(
-            announced.client,
-            header.assignment_id,
-            Accepted(announced.client) if accepted else Dropped(announced.client),
-        )
+        engine.release(client, header.assignment_id, Accepted(client) if accepted else Dropped(client))
         return UploadState(header.frame_bytes, result, text)
+
+    async def _take(self, announced: Announced, store_frame: Callable[[], str]) -> tuple[UpdateResult, str]:
+        """Make an update durable, look at it, journal what was found and, if it counts, fold it."""
+        header, engine, attempt = announced.header, announced.engine, announced.attempt
+        blob, result, text = None, UpdateResult.ACCEPTED, ""
+        try:
+            blob = await self.in_worker(store_frame)
+            await self.in_worker(check_frame, header, attempt, engine, self._services.blobs.open(blob))
+        except UpdateRejected as error:
+            result, text = error.reason, str(error)
+        try:
+            await self._journal(announced, blob, result, text)
+        except UpdateRejected as error:  # another client has used this update id: nothing is recorded
+            result, text = error.reason, str(error)
+        if result is UpdateResult.ACCEPTED:
+            attempt.accept(announced.client, header, blob)
+            await self._fold(announced, blob)
+        return result, text
 
     async def _journal(self, announced: Announced, blob: str | None, result: UpdateResult, text: str) -> None:
         header, attempt = announced.header, announced.attempt
@@ -219,7 +231,7 @@ class Intake:
             assignment_id=header.assignment_id,
             job_id=header.job_id,
             version=attempt.version,
-            attempt=attempt.number,
+            attempt=attempt.record.attempt,
             kind=attempt.kind,
             client=announced.client,
             result=result,

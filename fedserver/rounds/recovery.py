@@ -9,7 +9,7 @@ from fedcore.layout import Layout
 from fedcore.messages import UpdateHeader, WorkKind
 from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.plan import Plan
-from fedserver.rounds.scheduler import Scheduler
+from fedserver.rounds.scheduler import Scheduler, stage_after
 from fedserver.rounds.services import Services
 from fedserver.state.base import AttemptRecord, JobRecord, VersionRecord
 
@@ -34,21 +34,8 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
     """
     store, job = services.store, plan.job
     latest = store.latest_version(record.job_id)
-    fresh = Scheduler.resume(
-        job.schedule,
-        job.job.rounds,
-        job.job.seed,
-        services.clock.now_s(),
-        latest_version=None if latest is None else latest.version,
-        attempt=0,
-        working=(),
-        accepted=(),
-    )
-    tried = [
-        attempt
-        for attempt in store.attempts(record.job_id)
-        if attempt.kind is fresh.stage and attempt.version == fresh.version
-    ]
+    stage, version = stage_after(None if latest is None else latest.version, job.job.rounds)
+    tried = [row for row in store.attempts(record.job_id) if row.kind is stage and row.version == version]
     attempt = _reopen(tried[-1], plan, layout, services) if tried and not tried[-1].outcome else None
     scheduler = Scheduler.resume(
         job.schedule,
@@ -56,7 +43,7 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
         job.job.seed,
         services.clock.now_s(),
         latest_version=None if latest is None else latest.version,
-        attempt=len(tried) if attempt is None else attempt.number,
+        attempt=len(tried) if attempt is None else attempt.record.attempt,
         working=() if attempt is None else attempt.unfinished(),
         accepted=() if attempt is None else attempt.headers,
     )
@@ -68,7 +55,7 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
 def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: Services) -> Attempt:
     store = services.store
     fold = plan.open_fold(layout.num_values) if record.kind is WorkKind.TRAIN and layout is not None else None
-    attempt = Attempt(record.kind, record.version, record.attempt, services.clock.now_s(), fold)
+    attempt = Attempt(record, services.clock.now_s(), fold)
     for assignment in store.assignments(record.job_id, record.version, record.attempt, record.kind):
         attempt.assignments[assignment.assignment_id] = assignment
         if assignment.ended:

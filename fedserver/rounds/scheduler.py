@@ -127,6 +127,13 @@ class Finish:
 Command = Assign | Close | Abandon | Finish
 
 
+def stage_after(latest_version: int | None, rounds: int) -> tuple[WorkKind, int]:
+    """Return what comes once `latest_version` is durable (None: no version is), and the version that it works on."""
+    if latest_version is None:
+        return WorkKind.INITIALISE, 0
+    return (WorkKind.TRAIN if latest_version < rounds else WorkKind.EVALUATE), latest_version
+
+
 @dataclass(frozen=True)
 class Waiting:
     """What an attempt waits for, for `status`: how many of what are missing, and which clients have work in hand."""
@@ -181,9 +188,7 @@ class Scheduler:
         is not known on this process's clock.
         """
         state = Scheduler(schedule, rounds, seed)
-        if latest_version is not None:
-            state.version = latest_version
-            state.stage = WorkKind.TRAIN if latest_version < rounds else WorkKind.EVALUATE
+        state.stage, state.version = stage_after(latest_version, rounds)
         state._wait(now_s)
         state.attempt = state.abandoned = attempt
         state.working, state.accepted = set(working), set(accepted)
@@ -291,9 +296,8 @@ class Scheduler:
         if self.stage is WorkKind.EVALUATE:
             self.phase, self.since_s = Phase.FINISHED, now_s
             return [Finish()]
-        if self.stage is WorkKind.TRAIN:
-            self.version += 1
-        self.stage = WorkKind.TRAIN if self.version < self.rounds else WorkKind.EVALUATE
+        written = self.version + 1 if self.stage is WorkKind.TRAIN else self.version
+        self.stage, self.version = stage_after(written, self.rounds)
         self.attempt = self.abandoned = 0
         self._wait(now_s)
         return self._decide(now_s)
