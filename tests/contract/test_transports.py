@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedclient.transport.base import Transport
 from fedclient.transport.grpc_transport import GrpcTransport
 from fedcore.clock import SystemClock
-from fedcore.errors import FedError, NotFound, UpdateResult
+from fedcore.errors import FedError, NotFound, Unreachable, UpdateResult
 from fedcore.identity import sign
 from fedcore.layout import Layout
 from fedcore.messages import CHUNK_BYTES, SIGNATURE_CONTEXT, Assignment, Cancel, Decline, WorkKind
@@ -106,8 +106,12 @@ async def test_an_upload_in_chunks_resumes_where_it_stopped(peer: Peer) -> None:
         state = await peer.transport.upload(data, signature, frame[:half], 0)
         assert (state.result, state.received_bytes) == (None, half)
         assert (await peer.transport.upload_state(header.update_id)).received_bytes == half
-        # A wrong offset changes nothing and names the right one.
-        assert (await peer.transport.upload(data, signature, frame, 3)).received_bytes == half
+        # A wrong offset changes nothing and names the right one. A sender that is cut off in mid-chunk may miss the answer.
+        try:
+            state = await peer.transport.upload(data, signature, frame, 3)
+        except Unreachable:
+            state = await peer.transport.upload_state(header.update_id)
+        assert (state.result, state.received_bytes) == (None, half)
         state = await peer.transport.upload(data, signature, frame, half)
         assert (state.result, state.received_bytes) == (UpdateResult.ACCEPTED, len(frame))
         assert (await peer.transport.upload_state(header.update_id)).result is UpdateResult.ACCEPTED

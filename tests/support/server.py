@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from fedserver.rounds.fleet import Fleet
 from fedserver.rounds.services import Services
 from fedserver.rpc.server import RpcServer
 from fedserver.security.authority import Authority
+from fedserver.state.base import Record
 from fedserver.state.journal import Journal
 from fedserver.state.memory import MemoryBlobs, MemoryStore
 
@@ -51,12 +52,16 @@ class TestServer:
 
 
 @asynccontextmanager
-async def running_server(folder: Path, clock: Clock | None = None) -> AsyncIterator[TestServer]:
+async def running_server(
+    folder: Path, clock: Clock | None = None, *, found: Sequence[Record] = ()
+) -> AsyncIterator[TestServer]:
+    """Run a server whose store holds the records `found` from before."""
     clock = clock or SystemClock()
     metrics = Metrics(now=clock.now_s)
     authority = Authority.create(folder / "keys", FEDERATION, ["localhost", "127.0.0.1"])
     with ThreadPoolExecutor(2) as workers:
         store = MemoryStore()
+        store.write(found)
         journal = Journal(store, clock)
         services = Services(store, journal, MemoryBlobs(), Fleet(), clock, metrics, workers)
 
@@ -77,7 +82,7 @@ async def running_server(folder: Path, clock: Clock | None = None) -> AsyncItera
         rpc = RpcServer(federation, membership, metrics, authority)
         await rpc.start("127.0.0.1", 0, 0)
         running = asyncio.create_task(federation.run())
-        await asyncio.sleep(0)
+        await federation.recovered.wait()
         try:
             yield TestServer(federation, membership, authority, rpc, folder)
         finally:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from fedagg import OPTIMIZERS
 from fedclient.identity import ClientIdentity
 from fedcore.errors import JobFileError, NotFound, UpdateResult
 from fedcore.identity import sign
 from fedcore.jobfile import parse_job
-from fedcore.layout import Vector
 from fedcore.messages import SIGNATURE_CONTEXT, Cancel, WorkKind
-from fedcore.plugin import Plugin
 from fedsim.transport import InProcessTransport
 from tests.support.player import LAYOUT, RAW, playing
 from tests.support.server import TestServer, running_server, small_job
@@ -59,46 +54,6 @@ async def test_another_client_does_not_see_an_upload_that_is_not_its_own(tmp_pat
             mallory = InProcessTransport(server.federation, "mallory")
             assert (await mallory.upload_state(header.update_id)).received_bytes == 0
             assert (await transport.upload_state(header.update_id)).received_bytes == 20
-
-
-class Exploding(Plugin):
-    """A third party's optimiser with a bug."""
-
-    name: ClassVar[str] = "exploding"
-    slots: ClassVar[tuple[str, ...]] = ()
-
-    def initial(self, slot: str) -> float:
-        return 0.0
-
-    def step(self, mean_D: Vector, slots_D: Mapping[str, Vector], version: int) -> Vector:
-        raise ZeroDivisionError("a plugin's bug")
-
-
-@pytest.fixture
-def exploding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OPTIMIZERS, "_added", {**OPTIMIZERS._added, "exploding": Exploding})
-
-
-@pytest.mark.usefixtures("exploding")
-async def test_a_plugins_bug_fails_its_job_and_the_server_goes_on(tmp_path: Path) -> None:
-    async with running_server(tmp_path) as server:
-        transport, identity = await member(server, "alice")
-        tree = small_job().model_dump(mode="json") | {"server_optimizer": {"name": "exploding"}}
-        bad = await server.federation.submit(parse_job(tree, "bad").to_json())
-        async with playing(transport, identity.signing_key) as player:
-            assert (await player.answer(await player.next_work())).result is UpdateResult.ACCEPTED
-            assert (await player.answer(await player.next_work())).result is UpdateResult.ACCEPTED
-            await ended(server, bad.job_id)
-            record = server.federation.job(bad.job_id)
-            assert record.status == "failed"
-            assert "ZeroDivisionError: a plugin's bug" in record.failure
-            good = await server.federation.submit(small_job().to_json())
-            while good.job_id in server.federation.engines:
-                work = await player.next_work()
-                assert (await player.answer(work)).result is UpdateResult.ACCEPTED
-                if work.kind is WorkKind.EVALUATE:
-                    await ended(server, good.job_id)
-            assert server.federation.job(good.job_id).status == "finished"
 
 
 async def test_a_job_that_this_server_cannot_run_is_refused_with_every_reason(tmp_path: Path) -> None:
