@@ -106,7 +106,7 @@ async def test_an_upload_in_chunks_resumes_where_it_stopped(peer: Peer) -> None:
         state = await peer.transport.upload(data, signature, frame[:half], 0)
         assert (state.result, state.received_bytes) == (None, half)
         assert (await peer.transport.upload_state(header.update_id)).received_bytes == half
-        # A wrong offset changes nothing and names the right one. A sender that is cut off in mid-chunk may miss the answer.
+        # A wrong offset changes nothing and names the right one. A sender cut off in mid-chunk may miss the answer.
         try:
             state = await peer.transport.upload(data, signature, frame, 3)
         except Unreachable:
