@@ -59,7 +59,7 @@ def _ended(federation: Federation, record: JobRecord) -> dict[str, Any]:
 
 def _running(federation: Federation, engine: JobEngine) -> dict[str, Any]:
     state, now_s = engine.state, federation.services.clock.now_s()
-    waiting, seats = state.waiting_for(), federation.fleet.seats
+    job, waiting, seats = engine.job, state.waiting_for(), federation.fleet.seats
     return {
         "status": engine.record.status.value,
         "failure": engine.record.failure,
@@ -69,6 +69,12 @@ def _running(federation: Federation, engine: JobEngine) -> dict[str, Any]:
         "phase_age_s": round(now_s - state.since_s, 3),
         "deadline_in_s": round(max(0.0, state.deadline_s - now_s), 3),
         "attempt": state.attempt,
+        "fitting_clients": sum(engine.fits(seat.hello) for seat in seats.values()),
+        "needs": {
+            "task": job.task.name,
+            "adapter": job.adapter.name,
+            "codecs": sorted({stage.codec for stage in (*job.compression.uplink, *job.compression.downlink)}),
+        },
         "version": None if engine.latest is None else engine.latest.version,
         "waiting_for": {"what": waiting.kind, "missing": waiting.missing, "clients": list(waiting.clients)},
         "working": [

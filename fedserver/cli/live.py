@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedserver.cli.phrases import Pace, bytes_text, clients_text, job_line, phase_text
+from fedserver.cli.phrases import Pace, bytes_text, clients_text, job_line, misfits_text, phase_text
 from fedserver.cli.text import duration_text, figures_text, printable
 
 Status = dict[str, Any]
@@ -68,7 +68,7 @@ def show(state: Status, console: Console) -> None:
         return
     _print(clients_text(state), console)
     for job in state["jobs"]:
-        _print(job_line(job, pace), console)
+        _print(job_line(job, pace, state["clients"]["connected"]), console)
 
 
 def has_ended(state: Status) -> bool:
@@ -98,7 +98,7 @@ def view(state: Status, pace: Pace, age_s: float) -> RenderableType:
     if len(ended) > _MAX_ENDED:
         parts.append(Text(f"and {len(ended) - _MAX_ENDED} earlier: `fedserver jobs`", style="dim"))
     for job in running:
-        parts += ["", _running(job, pace, age_s)]
+        parts += ["", _running(job, pace, age_s, state["clients"]["connected"])]
     if not state["jobs"]:
         parts.append(Text("no jobs yet: `fedserver submit JOB` starts one", style="dim"))
     return Group(*parts)
@@ -117,7 +117,7 @@ def _ended(job: Status) -> RenderableType:
     return Group(_title(job), *(Text(f"  {line}") for line in lines if line))
 
 
-def _running(job: Status, pace: Pace, age_s: float) -> RenderableType:
+def _running(job: Status, pace: Pace, age_s: float, connected: int) -> RenderableType:
     done, rounds = job["version"] or 0, job["rounds"]
     left_s = pace.left_s(job)
     bar = Table.grid(padding=(0, 1))
@@ -127,7 +127,7 @@ def _running(job: Status, pace: Pace, age_s: float) -> RenderableType:
         Text(f"{done}/{rounds} rounds"),
         Text("" if left_s is None else f"{duration_text(max(0.0, left_s - age_s))} left", style="dim"),
     )
-    lines = [phase_text(job, age_s), figures_text(job["evaluated"]), bytes_text(job)]
+    lines = [phase_text(job, age_s, connected), figures_text(job["evaluated"]), bytes_text(job)]
     return Group(bar, *(Text(f"  {line}") for line in lines if line), *_clients(job))
 
 
@@ -158,12 +158,14 @@ def _until(states: Iterable[Status], until_end: bool) -> Iterator[Status]:
 
 def _print_changes(state: Status, shown: dict[str, str], pace: Pace, console: Console) -> None:
     """Print what is news to somebody who reads lines: not each update, but each version and each wait."""
+    connected = state["clients"]["connected"]
     news = [("", clients_text(state), clients_text(state))]
     for job in state["jobs"]:
         waiting = job.get("waiting_for", {})
         missing = waiting.get("missing", 0) if waiting.get("what") == "clients" else 0
-        key = (job["status"], job["version"], job.get("attempt"), missing, figures_text(job["evaluated"]))
-        news.append((job["job_id"], repr(key), job_line(job, pace)))
+        misfits, figures = misfits_text(job, connected), figures_text(job["evaluated"])
+        key = (job["status"], job["version"], job.get("attempt"), missing, misfits, figures)
+        news.append((job["job_id"], repr(key), job_line(job, pace, connected)))
     for name, key_text, line in news:
         if shown.get(name) != key_text:
             shown[name] = key_text

@@ -51,12 +51,13 @@ def bytes_text(job: dict[str, Any]) -> str:
     return f"up {size_text(job['uplink_bytes'])}, down {size_text(job['downlink_bytes'])}"
 
 
-def phase_text(job: dict[str, Any], age_s: float = 0.0) -> str:
+def phase_text(job: dict[str, Any], age_s: float = 0.0, connected: int = 0) -> str:
     """Return what a job is doing, for how long, what it waits for and from whom.
 
     Args:
         job: from a status.
         age_s: seconds since the status came.
+        connected: how many clients are; those that lack what the job needs are told apart.
     """
     if job["status"] != "running":
         took = job["finished_at"] and f" after {duration_text(job['finished_at'] - job['submitted_at'])}"
@@ -69,7 +70,7 @@ def phase_text(job: dict[str, Any], age_s: float = 0.0) -> str:
         doing += f" (attempt {job['attempt'] + 1})"
     match job["phase"]:
         case "waiting":
-            what = f"waits for {_count(waiting['missing'], 'client')}"
+            what = f"waits for {_count(waiting['missing'], 'client')}{misfits_text(job, connected)}"
         case "open":
             what = f"{_count(job['accepted'], 'update')} in"
             if waiting["missing"]:
@@ -84,10 +85,25 @@ def phase_text(job: dict[str, Any], age_s: float = 0.0) -> str:
     return f"{doing}: {what}, for {since}, at most {duration_text(job['deadline_in_s'] - age_s)} more"
 
 
-def job_line(job: dict[str, Any], pace: Pace) -> str:
-    """Return a job's state as one line."""
+def misfits_text(job: dict[str, Any], connected: int) -> str:
+    """Return what a waiting job needs, if clients are there that do not have it; else nothing."""
+    if job["status"] != "running" or job["phase"] != "waiting" or "needs" not in job:
+        return ""
+    if not job["waiting_for"]["missing"] or (fitting := job["fitting_clients"]) >= connected:
+        return ""
+    needs = job["needs"]
+    codecs = ", ".join(f"'{printable(codec)}'" for codec in needs["codecs"])
+    has = f"{fitting} of them has" if fitting == 1 else f"{fitting or 'none'} of them have"
+    return (
+        f" ({connected} connected, {has} task '{printable(needs['task'])}', adapter '{printable(needs['adapter'])}'"
+        f" and {'codec' if len(needs['codecs']) == 1 else 'codecs'} {codecs})"
+    )
+
+
+def job_line(job: dict[str, Any], pace: Pace, connected: int = 0) -> str:
+    """Return a job's state as one line; see `phase_text`."""
     parts = [f"{printable(job['name'])} {job['job_id'][:8]}: round {job['version'] or 0}/{job['rounds']}"]
-    parts += [phase_text(job), figures_text(job["evaluated"]), bytes_text(job)]
+    parts += [phase_text(job, connected=connected), figures_text(job["evaluated"]), bytes_text(job)]
     if job["status"] == "running" and (left_s := pace.left_s(job)) is not None:
         parts.append(f"about {duration_text(left_s)} left")
     return "; ".join(part for part in parts if part)

@@ -30,6 +30,8 @@ def running(version: int | None, **changes: Any) -> dict[str, Any]:
         "phase_age_s": 0.5,
         "deadline_in_s": 59.5,
         "attempt": 0,
+        "fitting_clients": 2,
+        "needs": {"task": "digits", "adapter": "lora", "codecs": ["bf16", "raw"]},
         "version": version,
         "waiting_for": {"what": "updates", "missing": 1, "clients": ["ann"]},
         "working": [{"client": "ann", "connected": True, "progress": 0.25}],
@@ -74,6 +76,17 @@ def test_a_pipe_gets_a_line_for_each_version_and_no_more() -> None:
 def test_a_pipe_hears_of_clients_that_come_and_go() -> None:
     lines = lines_of(state(running(1)), state(running(1), connected=1))
     assert lines[-1] == "clients: 1 connected of 3 enrolled"
+
+
+def test_clients_that_do_not_fit_are_told_in_lines_and_in_the_view() -> None:
+    waiting = {"what": "clients", "missing": 1, "clients": []}
+    alone = running(1, phase="waiting", waiting_for=waiting, fitting_clients=0, working=[])
+    said = "waits for 1 client (2 connected, none of them have task 'digits'"
+    lines = lines_of(state(alone, connected=0), state(alone))
+    assert lines[0] == "clients: 0 connected of 3 enrolled"
+    assert said not in lines[1]
+    assert said in lines[3]
+    assert said in drawn(state(alone))
 
 
 def test_lines_are_not_wrapped_or_marked_up() -> None:
@@ -142,6 +155,7 @@ def test_one_status_is_lines_or_a_view() -> None:
 
 def test_a_job_that_rests_while_the_server_stops_is_shown() -> None:
     while_at_work = {"stage", "phase_age_s", "deadline_in_s", "attempt", "accepted", "waiting_for", "working"}
+    while_at_work |= {"fitting_clients", "needs"}
     resting = {key: value for key, value in running(2, phase="running").items() if key not in while_at_work}
     assert "rests while the server starts or stops" in drawn(state(resting))
     assert "rests while the server starts or stops" in lines_of(state(resting))[-1]

@@ -88,6 +88,8 @@ def job(**changes: Any) -> dict[str, Any]:
         "phase_age_s": 1.5,
         "deadline_in_s": 58.5,
         "attempt": 0,
+        "fitting_clients": 3,
+        "needs": {"task": "digits", "adapter": "lora", "codecs": ["bf16", "raw"]},
         "version": 3,
         "waiting_for": {"what": "updates", "missing": 2, "clients": ["ann", "bob"]},
         "working": [],
@@ -115,6 +117,26 @@ def test_a_repeated_attempt_is_said() -> None:
     waiting = {"what": "clients", "missing": 1, "clients": []}
     text = phase_text(job(phase="waiting", attempt=2, waiting_for=waiting))
     assert text.startswith("training (attempt 3): waits for 1 client, for")
+
+
+@pytest.mark.parametrize(("fitting", "who"), [(0, "none of them have"), (1, "1 of them has"), (2, "2 of them have")])
+def test_a_job_that_waits_beside_clients_that_do_not_fit_says_what_it_needs(fitting: int, who: str) -> None:
+    waiting = {"what": "clients", "missing": 1, "clients": []}
+    one = job(phase="waiting", waiting_for=waiting, fitting_clients=fitting)
+    needs = "task 'digits', adapter 'lora' and codecs 'bf16', 'raw'"
+    said = f"training: waits for 1 client (3 connected, {who} {needs}), for 1.5 s"
+    assert phase_text(one, connected=3) == f"{said}, at most 58 s more"
+    assert f"; {said}, at most" in job_line(one, Pace(), connected=3)
+
+
+def test_clients_that_all_fit_are_not_explained() -> None:
+    waiting = {"what": "clients", "missing": 1, "clients": []}
+    one = job(phase="waiting", waiting_for=waiting, fitting_clients=3)
+    assert phase_text(one, connected=3).startswith("training: waits for 1 client, for")
+
+
+def test_a_job_that_has_its_clients_does_not_mind_others() -> None:
+    assert phase_text(job(fitting_clients=0), connected=2) == phase_text(job())
 
 
 def test_an_ended_job_says_why() -> None:

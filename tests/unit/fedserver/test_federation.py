@@ -12,6 +12,7 @@ from fedcore.errors import JobFileError, NotFound, UpdateResult
 from fedcore.identity import sign
 from fedcore.jobfile import parse_job
 from fedcore.messages import SIGNATURE_CONTEXT, Cancel, WorkKind
+from fedserver.status import status_of
 from fedsim.transport import InProcessTransport
 from tests.support.player import LAYOUT, RAW, playing
 from tests.support.server import TestServer, running_server, small_job
@@ -86,6 +87,9 @@ async def test_a_client_that_lacks_the_task_is_not_asked(tmp_path: Path) -> None
         async with playing(transport, identity.signing_key) as player:
             assert (await player.next_work()).job_id == own.job_id
             assert server.federation.engines[other.job_id].state.waiting_for().missing == 1
+            shown = {job["job_id"]: job for job in status_of(server.federation, enrolled=1)["jobs"]}
+            assert (shown[own.job_id]["fitting_clients"], shown[other.job_id]["fitting_clients"]) == (1, 0)
+            assert shown[other.job_id]["needs"] == {"task": "something-else", "adapter": "full", "codecs": ["raw"]}
 
 
 async def test_an_update_id_that_somebody_else_has_used_does_not_hold_the_round_up(tmp_path: Path) -> None:
