@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar, cast
 
 from fedcore.errors import InvalidInput, UnknownPlugin
@@ -50,7 +50,8 @@ class Registry(Generic[T]):
         """Return the plugin called `name`.
 
         Raises:
-            UnknownPlugin: there is none; the text names the nearest and all known ones.
+            UnknownPlugin: there is none, and the text names the nearest and all known ones; or it is installed and
+                cannot be loaded, and the text says what and why.
             InvalidInput: two installed plugins claim the name.
         """
         if name in self._added:
@@ -60,10 +61,21 @@ class Registry(Generic[T]):
             owners = ", ".join(point.value for point in points)
             raise InvalidInput(f"{self.kind} {name!r} is claimed more than once: {owners}")
         if points:
-            return cast("T", points[0].load())
+            return cast("T", self._load(points[0]))
         if name not in self._builtins:
             guess = nearest(name, self.names())
             hint = f"did you mean {guess!r}? " if guess else ""
             raise UnknownPlugin(f"unknown {self.kind} {name!r}: {hint}known: {', '.join(self.names())}")
         module, _, attribute = self._builtins[name].partition(":")
         return cast("T", getattr(importlib.import_module(module), attribute))
+
+    def _load(self, point: EntryPoint) -> object:
+        try:
+            return point.load()
+        except Exception as error:
+            # Importing runs a third party's code, which may fail in any way; a daemon outlives it.
+            reason = str(error).partition("\n")[0]
+            raise UnknownPlugin(
+                f"{self.kind} {point.name!r} is installed as {point.value!r} and cannot be loaded:"
+                f" {type(error).__name__}: {reason}"
+            ) from error

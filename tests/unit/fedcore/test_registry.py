@@ -48,6 +48,32 @@ def test_entry_point_of_an_installed_distribution_is_found(registry: Registry[ob
     assert registry.get("answer") == 42
 
 
+@pytest.mark.parametrize(
+    ("source", "value", "reason"),
+    [
+        (
+            "import no_such_module_here\n",
+            "broken_module:thing",
+            "ModuleNotFoundError: No module named 'no_such_module_here'",
+        ),
+        ("from math import tau_\n", "broken_module:thing", "ImportError: cannot import name 'tau_' from 'math'"),
+        ("other = 1\n", "broken_module:thing", "AttributeError: module 'broken_module' has no attribute 'thing'"),
+        ("thing =\n", "broken_module:thing", "SyntaxError: invalid syntax"),
+        ("raise RuntimeError('no annotation')\n", "broken_module:thing", "RuntimeError: no annotation"),
+        ("thing = 1\n", "gone_module:thing", "ModuleNotFoundError: No module named 'gone_module'"),
+    ],
+)
+def test_plugin_that_cannot_be_loaded_is_named_with_its_value_and_the_reason(
+    registry: Registry[object], install: Install, source: str, value: str, reason: str
+) -> None:
+    install("broken", source, f"thing = {value}")
+    with pytest.raises(UnknownPlugin) as caught:
+        registry.get("thing")
+    said = f"dummy 'thing' is installed as '{value}' and cannot be loaded: {reason}"
+    assert str(caught.value).startswith(said)
+    assert registry.get("pi")
+
+
 def test_entry_points_of_other_groups_are_not_plugins_of_this_kind(install: Install) -> None:
     install("third", "answer = 42\n", "answer = third_module:answer")
     assert Registry[object]("other", "roundtable.others", {}).names() == []
