@@ -204,9 +204,9 @@ class ClientRunner:
         if assignment.kind is WorkKind.INITIALISE:
             update = await self._compute(entry, partial(self._maker.initialise, assignment))
         else:
-            plan = await self._compute(entry, partial(self._maker.plan, assignment))
-            frame = await self._frames.get(assignment, plan.max_frame_bytes, retry)
-            make = partial(self._maker.update, plan, frame, entry.set_progress, entry.stop)
+            checked = await self._compute(entry, partial(self._maker.check, assignment))
+            frame = await self._frames.get(assignment, checked.max_frame_bytes, retry)
+            make = partial(self._maker.update, checked, frame, entry.set_progress, entry.stop)
             update = await self._compute(entry, make)
         return await deliver(self._transport, update, retry)
 

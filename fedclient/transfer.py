@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from typing import Final
 
 from fedclient.backoff import Retry
 from fedclient.transport.base import Transport
-from fedclient.updates import Declined, Update
+from fedclient.updates import MAX_JOBS, Declined, Update
 from fedcore.errors import Unreachable, UpdateRejected
 from fedcore.messages import CHUNK_BYTES, Assignment, UploadState
-
-MAX_JOBS: Final = 4
 
 
 class Frames:

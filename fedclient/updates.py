@@ -29,7 +29,7 @@ from fedcore.messages import SIGNATURE_CONTEXT, Assignment, UpdateHeader, WorkKi
 from fedcore.rng import stream
 
 MAX_JOBS: Final = 4
-"""Jobs whose models and data stay in memory. Nobody tells a client that a job is over."""
+"""Jobs whose models, data and newest frames stay in memory. Nobody tells a client that a job is over."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """An assignment that this client can do.
+class CheckedWork:
+    """An assignment that this client can do, as far as a check before the download tells.
 
     Attributes:
         max_frame_bytes: of the version to download.
@@ -128,7 +128,7 @@ class UpdateMaker:
             frame = raw.encode(values_D, stream(assignment.seed, "encode"))
             return self._sign(assignment, layout, frame, rows=json.loads(layout.to_json()))
 
-    def plan(self, assignment: Assignment) -> Plan:
+    def check(self, assignment: Assignment) -> CheckedWork:
         """Check all that can be checked before a download.
 
         Raises:
@@ -145,9 +145,11 @@ class UpdateMaker:
                     "task, adapter or their versions differ"
                 )
             limit = downlink.max_frame_bytes(layout.num_values)
-            return Plan(assignment, work, layout, downlink, uplink, limit)
+            return CheckedWork(assignment, work, layout, downlink, uplink, limit)
 
-    def update(self, plan: Plan, frame: bytearray, progress: Callable[[float], None], stop: threading.Event) -> Update:
+    def update(
+        self, checked: CheckedWork, frame: bytearray, progress: Callable[[float], None], stop: threading.Event
+    ) -> Update:
         """Decode the version and train on it or measure it.
 
         Raises:
@@ -155,15 +157,15 @@ class UpdateMaker:
             Stopped: `stop` was set.
         """
         with _declining():
-            base_D = plan.downlink.decode(memoryview(frame), plan.layout.num_values)
-            if plan.assignment.kind is WorkKind.EVALUATE:
-                measured = self._worker.evaluate(plan.work, base_D)
-                return self._sign(plan.assignment, plan.layout, b"", evaluation=measured)
-            trained = self._worker.train(plan.work, base_D, progress=progress, stop=stop)
+            base_D = checked.downlink.decode(memoryview(frame), checked.layout.num_values)
+            if checked.assignment.kind is WorkKind.EVALUATE:
+                measured = self._worker.evaluate(checked.work, base_D)
+                return self._sign(checked.assignment, checked.layout, b"", evaluation=measured)
+            trained = self._worker.train(checked.work, base_D, progress=progress, stop=stop)
             return self._sign(
-                plan.assignment,
-                plan.layout,
-                plan.uplink.encode(trained.delta_D, stream(plan.assignment.seed, "encode")),
+                checked.assignment,
+                checked.layout,
+                checked.uplink.encode(trained.delta_D, stream(checked.assignment.seed, "encode")),
                 num_examples=trained.num_examples,
                 metrics=trained.metrics,
                 evaluation=trained.evaluation,

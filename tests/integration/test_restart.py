@@ -61,9 +61,9 @@ class Trainer:
     async def update(self, transport: GrpcTransport, work: Assignment) -> Update:
         if work.kind is WorkKind.INITIALISE:
             return self._maker.initialise(work)
-        plan = self._maker.plan(work)
+        checked = self._maker.check(work)
         frame = bytearray(b"".join([chunk async for chunk in transport.download(work.job_id, work.version, 0)]))
-        return await asyncio.to_thread(self._maker.update, plan, frame, lambda part: None, threading.Event())
+        return await asyncio.to_thread(self._maker.update, checked, frame, lambda part: None, threading.Event())
 
 
 @dataclass
