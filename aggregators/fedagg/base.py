@@ -156,5 +156,9 @@ class Rule(Protocol):
         ...
 
     def open(self, num_values: int, capacity: Capacity) -> Fold:
-        """Return an empty fold of D = `num_values` ≥ 1 values."""
+        """Return an empty fold of D = `num_values` values.
+
+        Raises:
+            ValueError: `num_values` is below 1.
+        """
         ...

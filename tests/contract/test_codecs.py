@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,11 @@ def normal(num_values: int, seed: int = 1) -> Vector:
     return (rng(seed).standard_normal(num_values) * 1e-2).astype(np.float32)
 
 
+def cells(line: str) -> list[str]:
+    """Return the cells of a table's line."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def decode(codec: Codec, payload: bytes | memoryview, num_values: int, block_values: int = 1 << 18) -> Vector:
     return np.concatenate(list(codec.blocks(memoryview(payload), num_values, block_values)))
 
@@ -47,10 +53,20 @@ def test_wire_id_fits_a_frame_and_is_nobody_elses(name: str) -> None:
     assert [other for other in CODECS.names() if CODECS.get(other).wire_id == CODECS.get(name).wire_id] == [name]
 
 
-def test_catalogue_lists_every_codec_of_ours_with_its_wire_id(name: str) -> None:
+def test_catalogue_gives_every_codec_of_ours_its_wire_id_and_traits(name: str) -> None:
     codec = CODECS.get(name)
-    if codec.__module__.startswith("fedcodec."):
-        assert f"| `{name}` | {codec.wire_id} |" in CATALOGUE.read_text("utf-8")
+    if not codec.__module__.startswith("fedcodec."):
+        pytest.skip("not one of ours")
+    traits = asdict(codec.traits)
+    lines = CATALOGUE.read_text("utf-8").splitlines()
+    heading = next(cells(line) for line in lines if line.startswith("| codec |"))
+    row = next(cells(line) for line in lines if line.startswith(f"| `{name}` |"))
+    said = {column.strip("`"): cell for column, cell in zip(heading, row, strict=True)}
+    assert said["wire id"] == str(codec.wire_id)
+    # A cell may go on after the word, as in "yes, up to …".
+    assert {trait: said[trait].partition(",")[0] for trait in traits} == {
+        trait: "yes" if holds else "no" for trait, holds in traits.items()
+    }
 
 
 def test_parameters_survive_json(name: str) -> None:
