@@ -31,7 +31,6 @@ from fedcore.messages import Assignment, Cancel, Decline, Heartbeat, Hello, Uplo
 GOODBYE_S: Final = 5.0
 """What a stopping client waits at most for its last words to be sent."""
 
-_COUNTED: Final = (UpdateResult.ACCEPTED, UpdateResult.DUPLICATE)
 _T = TypeVar("_T")
 _log: Final = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class ClientRunner:
             work.cancel()
             await asyncio.wait({work})
             for assignment_id in self._hand.ids:
-                self._decline(assignment_id, "the client is shutting down")
+                self._decline(assignment_id, "the client is shutting down", transient=True)
             if self._session is not None:
                 await first_of(self._declines.join(), self._clock.sleep(GOODBYE_S))
         finally:
@@ -153,7 +152,9 @@ class ClientRunner:
         while True:
             decline = await self._declines.get()
             try:
-                await session.send(decline)
+                taken_again = self._hand.get(decline.assignment_id) is not None and not self._stopping.is_set()
+                if not taken_again:
+                    await session.send(decline)
             except (Unreachable, asyncio.CancelledError):
                 self._declines.put_nowait(decline)
                 raise
@@ -165,7 +166,7 @@ class ClientRunner:
         if self._hand.get(assignment.assignment_id) is not None:
             _log.debug("assignment is in hand already", extra=fields)
         elif len(self._hand.ids) >= MAX_IN_HAND:
-            self._decline(assignment.assignment_id, f"{MAX_IN_HAND} assignments are in hand already")
+            self._decline(assignment.assignment_id, f"{MAX_IN_HAND} assignments are in hand already", transient=True)
         else:
             _log.info("assignment", extra=fields)
             self._hand.add(assignment)
@@ -180,9 +181,9 @@ class ClientRunner:
         else:
             entry.task.cancel()
 
-    def _decline(self, assignment_id: str, reason: str) -> None:
+    def _decline(self, assignment_id: str, reason: str, *, transient: bool) -> None:
         _log.warning("assignment declined", extra={"assignment": assignment_id, "reason": reason})
-        self._declines.put_nowait(Decline(assignment_id, reason))
+        self._declines.put_nowait(Decline(assignment_id, reason, transient))
 
     # The work.
 
@@ -199,7 +200,7 @@ class ClientRunner:
     async def _perform(self, entry: Entry) -> UploadState:
         assignment = entry.assignment
         if self._clock.now_s() >= entry.deadline_s:
-            raise Declined(f"its deadline of {assignment.deadline_s:g} s passed while other work was in hand")
+            raise Unreachable(f"its deadline of {assignment.deadline_s:g} s passed while other work was in hand")
         retry = Retry(self._clock, entry.deadline_s, self._rng, self._pause)
         if assignment.kind is WorkKind.INITIALISE:
             update = await self._compute(entry, partial(self._maker.initialise, assignment))
@@ -241,11 +242,12 @@ class ClientRunner:
         except Unauthenticated:
             raise
         except FedError as error:
-            self._decline(assignment.assignment_id, str(error))
+            # `Declined` says that this client cannot do such work; anything else is bad luck.
+            self._decline(assignment.assignment_id, str(error), transient=not isinstance(error, Declined))
             return
         self._contact.fire()
         fields = {**_fields(assignment), "result": str(state.result)}
-        if state.result in _COUNTED:
+        if state.result is UpdateResult.ACCEPTED:
             _log.info("update counted", extra=fields)
         else:
             _log.warning("update rejected", extra={**fields, "reason": state.text})

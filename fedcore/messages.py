@@ -18,6 +18,8 @@ from fedcore.names import NAME_PATTERN
 CHUNK_BYTES: Final = 1 << 20
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_METRICS: Final = 32
+MAX_METRIC: Final = 1e30
+"""Largest magnitude of a metric: sums over any number of clients and examples stay finite."""
 SIGNATURE_CONTEXT: Final = b"roundtable-update-v1"
 ERROR_CODE_KEY: Final = "rt-error-code"
 """Trailing metadata of a failed call: the permanent `code` of one of our errors."""
@@ -55,10 +57,11 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Decline:
-    """The client will not or cannot do the work, and why."""
+    """The client will not or cannot do the work, and why; `transient`: not now, but perhaps another time."""
 
     assignment_id: str
     reason: str
+    transient: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class UploadState:
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShortId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 MetricName = Annotated[str, Field(pattern=NAME_PATTERN)]
-Metrics = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
+MetricValue = Annotated[float, Field(ge=-MAX_METRIC, le=MAX_METRIC)]
+Metrics = Annotated[dict[MetricName, MetricValue], Field(max_length=MAX_METRICS)]
 Count = Annotated[int, Field(ge=0, lt=2**48)]
 
 
@@ -137,7 +141,7 @@ class UpdateHeader(BaseModel):
     frame_digest: Digest
     num_examples: Count
     metrics: Metrics = Field(default_factory=dict)
-    evaluated_examples: Count = 0
+    evaluated_examples: Annotated[int, Field(ge=0, le=2**31)] = 0
     evaluation: Metrics = Field(default_factory=dict)
     layout: list[JsonValue] | None = None
 

@@ -15,9 +15,10 @@ from dataclasses import replace
 from fedcore.errors import InvalidInput, NotFound, Refused, Unreachable
 from fedcore.jobfile import Job
 from fedcore.messages import Decline, Heartbeat, Hello
+from fedserver.rounds.attempt import split_spool_key
 from fedserver.rounds.engine import JobEngine
 from fedserver.rounds.fleet import Fleet, Seat
-from fedserver.rounds.intake import Intake, split_spool_key
+from fedserver.rounds.intake import Intake
 from fedserver.rounds.plan import Plan, make_plan
 from fedserver.rounds.scheduler import Dropped
 from fedserver.rounds.services import Services
@@ -45,7 +46,7 @@ class Federation:
         self.federation = federation
         self.engines: dict[str, JobEngine] = {}
         self.recovered = asyncio.Event()
-        self.intake = Intake(services, federation, self.engines.get, signing_key)
+        self.intake = Intake(services, federation, self.engines, signing_key)
         self._tasks: asyncio.TaskGroup | None = None
         self._change = asyncio.Event()
 
@@ -185,9 +186,9 @@ class Federation:
             case Heartbeat():
                 self.fleet.heartbeat(seat, event)
                 self._changed()
-            case Decline(assignment_id, reason):
+            case Decline():
                 for engine in list(self.engines.values()):
-                    await engine.declined(seat.client, assignment_id, reason[:500])
+                    await engine.declined(seat.client, event)
 
     async def _watch_silence(self) -> None:
         clock = self.services.clock

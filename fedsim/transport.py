@@ -57,7 +57,7 @@ class InProcessTransport:
 
     async def upload_state(self, update_id: str) -> UploadState:
         """See `Transport.upload_state`."""
-        return self._server.intake.state_of(self.client, update_id)
+        return await self._server.intake.state_of(self.client, update_id)
 
     async def upload(self, header: bytes, signature: bytes, frame: bytes | memoryview, offset: int) -> UploadState:
         """See `Transport.upload`."""

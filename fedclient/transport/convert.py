@@ -47,7 +47,8 @@ def event_to_wire(event: Heartbeat | Decline) -> client_pb2.SessionRequest:
         beat = client_pb2.Heartbeat(assignment_id=event.assignment_id, progress=event.progress)
         return client_pb2.SessionRequest(heartbeat=beat)
     reason = event.reason[:MAX_REASON_CHARS]
-    return client_pb2.SessionRequest(decline=client_pb2.Decline(assignment_id=event.assignment_id, reason=reason))
+    decline = client_pb2.Decline(assignment_id=event.assignment_id, reason=reason, transient=event.transient)
+    return client_pb2.SessionRequest(decline=decline)
 
 
 def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:

@@ -105,6 +105,12 @@ class Attempt:
                 return record.assignment_id
         return None
 
+    def spool_of(self, client: str, update_id: str) -> str | None:
+        """Return the key of an upload that the client has begun."""
+        assignment_id = self.assignment_of(client)
+        key = None if assignment_id is None else assignment_id + update_id
+        return key if key in self.spools else None
+
     def unfinished(self) -> list[str]:
         """Return the clients whose assignments have no outcome yet."""
         return [record.client for key, record in self.assignments.items() if key not in self.ended]
@@ -114,3 +120,8 @@ class Attempt:
         self.headers[client] = header
         if frame is not None:
             self.frames[client] = frame
+
+
+def split_spool_key(key: str) -> tuple[str, str]:
+    """Return the assignment id and the update id that an unfinished upload is named by."""
+    return key[:32], key[32:]

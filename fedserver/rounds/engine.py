@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from fedcore.errors import StateError
 from fedcore.jobfile import Job
 from fedcore.layout import Layout
-from fedcore.messages import Assignment, Hello, WorkKind
+from fedcore.messages import Assignment, Decline, Hello, WorkKind
 from fedcore.rng import derive_seed
 from fedserver.rounds import scheduler as sched
+from fedserver.rounds.alarm import Alarm
 from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.closing import write_version
 from fedserver.rounds.figures import evaluation_of
@@ -73,7 +74,7 @@ class JobEngine:
         self._services = services
         self._changed = changed
         self._events: asyncio.Queue[tuple[sched.Event | _Stop, AbstractContextManager[None]]] = asyncio.Queue()
-        self._alarm: asyncio.Task[None] | None = None
+        self._alarm = Alarm(services.clock, lambda: self.post(sched.Tick()))
         self._scheduler = Scheduler.start(self.job.schedule, self.job.job.rounds, self.job.job.seed, self._now_s())
 
     @property
@@ -153,7 +154,8 @@ class JobEngine:
         try:
             self.post(sched.Tick())
             while self.record.status is JobStatus.RUNNING:
-                self._set_alarm()
+                state = self._scheduler
+                self._alarm.set(state.deadline_s if state.phase in (Phase.WAITING, Phase.OPEN) else None)
                 event, working = await self._events.get()
                 try:
                     await self._guard(self._handle(event))
@@ -161,8 +163,7 @@ class JobEngine:
                     working.__exit__(None, None, None)
         finally:
             self._services.fleet.remove_job(self)
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._alarm.set(None)
             while not self._events.empty():
                 self._events.get_nowait()[1].__exit__(None, None, None)
             self.ended.set()
@@ -313,16 +314,16 @@ class JobEngine:
 
     # -- what intake says --------------------------------------------------------------------------------------------
 
-    async def declined(self, client: str, assignment_id: str, reason: str) -> None:
+    async def declined(self, client: str, decline: Decline) -> None:
         """A client will not do the work that it was given; work of another job is none of ours."""
-        attempt = self.attempt
+        attempt, assignment_id, reason = self.attempt, decline.assignment_id, decline.reason[:500]
         expected = None if attempt is None else attempt.assignments.get(assignment_id)
         if attempt is None or expected is None or expected.client != client or assignment_id in attempt.ended:
             return
         attempt.ended.add(assignment_id)
         await self._services.journal.write(replace(expected, ended="declined", text=reason))
         log.warning("declined", extra={"job": self.job_id, "client": client, "reason": reason})
-        self.release(client, assignment_id, sched.Dropped(client, refuses=True))
+        self.release(client, assignment_id, sched.Dropped(client, refuses=not decline.transient))
 
     def release(self, client: str, assignment_id: str, event: sched.Event) -> None:
         """An assignment's outcome is durable: tell the scheduler, and free the client."""
@@ -373,18 +374,6 @@ class JobEngine:
             self._services.workers, recover, self.record, self.plan, self.layout, self._services
         )
         self.latest, self._scheduler, self.attempt, self.total_bytes = found
-
-    def _set_alarm(self) -> None:
-        """Wake the scheduler at its deadline."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = None
-        if self._scheduler.phase in (Phase.WAITING, Phase.OPEN):
-            self._alarm = asyncio.create_task(self._ring(self._scheduler.deadline_s - self._now_s()))
-
-    async def _ring(self, delay_s: float) -> None:
-        await self._services.clock.sleep(max(0.0, delay_s))
-        self.post(sched.Tick())
 
     def _show(self, *, entered: bool) -> None:
         """Bring metrics up to date, and tell who watches."""

@@ -141,7 +141,7 @@ class Fleet:
     def heartbeat(self, seat: Seat, beat: Heartbeat) -> None:
         """Note how far a client says it is."""
         if beat.assignment_id == seat.work:
-            seat.progress = min(max(beat.progress, 0.0), 1.0)
+            seat.progress = beat.progress if 0.0 <= beat.progress <= 1.0 else 0.0  # NaN too
 
     def _welcome(self, seat: Seat, jobs: list[Listener]) -> None:
         """Give a client the work that one of `jobs` still expects of it, or offer it to them all."""

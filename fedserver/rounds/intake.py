@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -80,7 +80,11 @@ class Upload:
                     f" {self._announced.header.frame_bytes}",
                 )
             self._intake.received(self._announced, len(data))
-            await self._intake.in_worker(self._spool.append, data)
+            try:
+                await self._intake.in_worker(self._spool.append, data)
+            except StateError as error:
+                self._intake.storage_failed(error)
+                raise
 
     async def finish(self) -> UploadState:
         """Judge the whole update; the answer is durable."""
@@ -96,7 +100,7 @@ class Intake:
     Args:
         services: of the server.
         federation: this server's name in update headers.
-        engine: finds a running job by id.
+        engines: running jobs by id.
         signing_key: finds the key that a client signs with; None: no such client.
     """
 
@@ -104,23 +108,25 @@ class Intake:
         self,
         services: Services,
         federation: str,
-        engine: Callable[[str], JobEngine | None],
+        engines: Mapping[str, JobEngine],
         signing_key: Callable[[str], bytes | None],
     ) -> None:
         self._services = services
         self._federation = federation
-        self._engine = engine
+        self._engines = engines
         self._signing_key = signing_key
         self._settling: dict[tuple[str, str], asyncio.Task[UploadState]] = {}
 
-    def state_of(self, client: str, update_id: str) -> UploadState:
+    async def state_of(self, client: str, update_id: str) -> UploadState:
         """Say how far an upload is, or what became of it."""
         if recorded := self._recorded(client, update_id):
             return recorded
-        for key, num_bytes in self._services.blobs.spools().items():
-            assignment_id, spooled = split_spool_key(key)
-            if spooled == update_id and self._is_of(client, assignment_id):
-                return UploadState(num_bytes)
+        for engine in self._engines.values():
+            key = None if engine.attempt is None else engine.attempt.spool_of(client, update_id)
+            if key is not None:
+                # The first look after a restart reads what came before it.
+                spool = await self.in_worker(self._services.blobs.spool, key)
+                return UploadState(spool.num_bytes)
         return UploadState(0)
 
     async def announce(self, client: str, header_bytes: bytes, signature: bytes) -> Announced | UploadState:
@@ -143,7 +149,7 @@ class Intake:
                 return recorded
             if (settling := self._settling.get((client, header.update_id))) is not None:
                 return await asyncio.shield(settling)
-            engine = self._engine(header.job_id)
+            engine = self._engines.get(header.job_id)
             if engine is None:
                 late = self._services.store.job(header.job_id) is not None
                 reason = UpdateResult.TOO_LATE if late else UpdateResult.UNKNOWN_JOB
@@ -163,9 +169,12 @@ class Intake:
 
     def upload(self, announced: Announced) -> Upload:
         """Begin or resume a frame in chunks."""
-        header = announced.header
+        header, spools = announced.header, announced.attempt.spools
         key = header.assignment_id + header.update_id
-        turn = announced.attempt.spools.setdefault(key, asyncio.Lock())
+        for other in [other for other in spools if other != key and other.startswith(header.assignment_id)]:
+            self._services.blobs.spool(other).discard()  # one upload for an assignment, or space would have no bound
+            del spools[other]
+        turn = spools.setdefault(key, asyncio.Lock())
         return Upload(self, announced, self._services.blobs.spool(key), turn)
 
     async def send(self, announced: Announced, frame: bytes) -> UploadState:
@@ -194,8 +203,9 @@ class Intake:
         except UpdateRejected as error:  # the attempt closed meanwhile, or has this client's update already
             self._count(header.job_id, client, error.reason, str(error))
             return UploadState(0, error.reason, str(error))
-        except StateError:
-            raise  # the server stops
+        except StateError as error:
+            self.storage_failed(error)
+            raise
         except Exception as error:
             # The codec or the rule, which may be a third party's, broke: nobody can say what the sum holds now.
             log.exception("update failed", extra={"job": header.job_id, "client": client})
@@ -276,9 +286,9 @@ class Intake:
             return None
         return UploadState(record.frame_bytes, record.result, record.text)
 
-    def _is_of(self, client: str, assignment_id: str) -> bool:
-        record = self._services.store.assignment(assignment_id)
-        return record is not None and record.client == client
+    def storage_failed(self, error: StateError) -> None:
+        """Stop the server: what it cannot keep it must not take in."""
+        self._services.journal.stop(error)
 
     def received(self, announced: Announced, num_bytes: int) -> None:
         """Count bytes of an update that came over the wire, whatever becomes of it."""
@@ -297,8 +307,3 @@ class Intake:
 
 def _refuse(error: UpdateRejected) -> str:
     raise error
-
-
-def split_spool_key(key: str) -> tuple[str, str]:
-    """Return the assignment id and the update id that an unfinished upload is named by."""
-    return key[:32], key[32:]

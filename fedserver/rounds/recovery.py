@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 from fedcore.errors import UpdateResult
 from fedcore.layout import Layout
 from fedcore.messages import UpdateHeader, WorkKind
-from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.attempt import Attempt, split_spool_key
 from fedserver.rounds.plan import Plan
 from fedserver.rounds.scheduler import Scheduler, stage_after
 from fedserver.rounds.services import Services
@@ -68,4 +69,7 @@ def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: 
         if fold is not None and layout is not None and update.blob is not None:
             frame = services.blobs.open(update.blob)
             fold.add(plan.uplink.blocks(frame, layout.num_values), plan.weight_of(header))
+    for key in services.blobs.spools():
+        if split_spool_key(key)[0] in attempt.assignments:
+            attempt.spools[key] = asyncio.Lock()
     return attempt

@@ -66,6 +66,8 @@ class Dropped:
     """An assigned client will send nothing that counts for this attempt: it declined, or its update was rejected.
 
     `refuses` is True when the client said that it cannot do this job: it is not asked again until it comes anew.
+    Otherwise it is asked again for the next version, or when an attempt has waited for others until its deadline: a
+    client that always fails cannot use up a job's retries at once.
     """
 
     client: str
@@ -159,6 +161,7 @@ class Scheduler:
     deadline_s: float = 0.0
     available: set[str] = field(default_factory=set)
     refusing: set[str] = field(default_factory=set)
+    failing: set[str] = field(default_factory=set)
     working: set[str] = field(default_factory=set)
     accepted: set[str] = field(default_factory=set)
 
@@ -216,9 +219,11 @@ class Scheduler:
                     self.working.discard(client)
                     self.accepted.add(client)
             case Dropped(client, refuses):
-                self.working.discard(client)
                 if refuses:
                     self.refusing.add(client)
+                elif client in self.working:
+                    self.failing.add(client)
+                self.working.discard(client)
             case Taken(clients):
                 self.available -= set(clients)
                 if self.phase is Phase.OPEN and not self.accepted:
@@ -247,8 +252,10 @@ class Scheduler:
         return []
 
     def _try_to_open(self, now_s: float) -> list[Command]:
-        candidates = self._candidates()
         late = now_s >= self.deadline_s
+        if late and len(self._candidates()) < self._quorum():
+            self.failing = set()  # better they than nobody
+        candidates = self._candidates()
         if len(candidates) >= self._wanted() or (late and len(candidates) >= self._quorum()):
             chosen = self._choose(candidates)
             self.working = set(chosen)
@@ -299,6 +306,7 @@ class Scheduler:
         written = self.version + 1 if self.stage is WorkKind.TRAIN else self.version
         self.stage, self.version = stage_after(written, self.rounds)
         self.attempt = self.abandoned = 0
+        self.failing = set()
         self._wait(now_s)
         return self._decide(now_s)
 
@@ -310,16 +318,16 @@ class Scheduler:
     # -- numbers that depend on the stage ----------------------------------------------------------------------------
 
     def _candidates(self) -> list[str]:
-        return sorted(self.available - self.refusing)
+        return sorted(self.available - self.refusing - self.failing)
 
     def _wanted(self) -> int:
         """Clients that open the attempt at once; never fewer than the quorum, or it could not close.
 
-        Who is here and refuses this job is not waited for: perhaps nobody else will ever come.
+        Who is here and refuses this job, or has failed at it, is not waited for: perhaps nobody else will ever come.
         """
         if self.stage is WorkKind.INITIALISE:
             return 1
-        return max(self.schedule.cohort - len(self.refusing), self._quorum())
+        return max(self.schedule.cohort - len(self.refusing | self.failing), self._quorum())
 
     def _quorum(self) -> int:
         return self.schedule.updates_at_deadline if self.stage is WorkKind.TRAIN else 1

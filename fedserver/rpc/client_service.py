@@ -72,12 +72,15 @@ class ClientService(pb_grpc.ClientServiceServicer):
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.UploadState:
         refuse_unknown_fields(request)
-        return _state(self._federation.intake.state_of(caller_name(), request.update_id))
+        return _state(await self._federation.intake.state_of(caller_name(), request.update_id))
 
     async def SendUpdate(self, request: pb.SendUpdateRequest, context: Context) -> pb.UploadState:
         intake = self._federation.intake
         try:
             refuse_unknown_fields(request)
+            num_bytes = len(request.header) + len(request.frame)
+            if num_bytes > CHUNK_BYTES:
+                raise InvalidInput(f"header and frame have {num_bytes} bytes, at most {CHUNK_BYTES} in one message")
             announced = await intake.announce(caller_name(), request.header, request.signature)
             if isinstance(announced, UploadState):
                 return _state(announced)
@@ -131,7 +134,8 @@ def _event(request: pb.SessionRequest) -> Heartbeat | Decline:
         case "heartbeat":
             return Heartbeat(request.heartbeat.assignment_id, request.heartbeat.progress)
         case "decline":
-            return Decline(request.decline.assignment_id, request.decline.reason)
+            decline = request.decline
+            return Decline(decline.assignment_id, decline.reason, decline.transient)
         case other:
             raise InvalidInput(f"{other or 'nothing'} is not said during a session")
 

@@ -68,6 +68,11 @@ class Journal:
         with self._clock.working():
             await entry.durable
 
+    def stop(self, error: StateError) -> None:
+        """Write nothing any more: storage next to the journal has failed."""
+        if not self.failed.done():
+            self._fail(error, [])
+
     async def close(self) -> None:
         """Finish what was asked for, then refuse more. Raises nothing: every writer was told of its own failure."""
         self._closed = True

@@ -69,6 +69,7 @@ class Books:
     failed: bool = False
     connected: set[str] = field(default_factory=set)  # idle as far as events and assignments tell
     refusing: set[str] = field(default_factory=set)
+    failing: set[str] = field(default_factory=set)
     assigned: set[str] = field(default_factory=set)
     accepted: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
@@ -76,6 +77,10 @@ class Books:
     @property
     def working(self) -> set[str]:
         return self.assigned - self.accepted - self.dropped
+
+    @property
+    def fit(self) -> set[str]:
+        return self.connected - self.refusing - self.failing
 
     @property
     def quorum(self) -> int:
@@ -99,10 +104,12 @@ class Books:
                 if client in self.working and not self.closing:
                     self.accepted.add(client)
             case Dropped(client, refuses):
-                if client in self.working:
-                    self.dropped.add(client)
                 if refuses:
                     self.refusing.add(client)
+                elif client in self.working:
+                    self.failing.add(client)
+                if client in self.working:
+                    self.dropped.add(client)
             case _:
                 pass
 
@@ -111,7 +118,7 @@ class Books:
         assert not self.ended
         match command:
             case Assign(clients):
-                self._check_assign(clients)
+                self._check_assign(clients, now_s)
                 self.assigned, self.opened_s = set(clients), now_s
                 self.connected -= self.assigned
             case Close(unfinished):
@@ -135,15 +142,18 @@ class Books:
                 assert self.closing
                 self.ended = True
 
-    def _check_assign(self, clients: tuple[str, ...]) -> None:
+    def _check_assign(self, clients: tuple[str, ...], now_s: float) -> None:
         assert not self.assigned, "an attempt is assigned once"
         assert len(set(clients)) == len(clients) > 0
-        assert set(clients) <= self.connected - self.refusing
+        if len(self.fit) < self.quorum:  # only an attempt that waited in vain takes them again
+            assert now_s >= self.waiting_since_s + self.plan.deadline_s
+            self.failing = set()
+        assert set(clients) <= self.fit
         most = 1 if self.stage is WorkKind.INITIALISE else math.ceil(round(self.plan.cohort * self.plan.over_select, 6))
         if self.stage is WorkKind.EVALUATE:
             most = len(self.connected)
         assert self.quorum <= len(clients) <= most
-        assert len(clients) == min(most, len(self.connected - self.refusing))
+        assert len(clients) == min(most, len(self.fit))
 
     def begin(self, now_s: float) -> None:
         self.assigned, self.accepted, self.dropped = set(), set(), set()
@@ -157,6 +167,7 @@ class Books:
             self.version += 1
         self.stage = WorkKind.TRAIN if self.version < self.rounds else WorkKind.EVALUATE
         self.abandoned = 0
+        self.failing = set()
         self.begin(now_s)
 
 
@@ -194,9 +205,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         books = self.books
         if books.opened_s is None:
             assert self.now_s < books.waiting_since_s + self.plan.deadline_s
-            wanted = max(self.plan.cohort - len(books.refusing), books.quorum)
+            wanted = max(self.plan.cohort - len(books.refusing | books.failing), books.quorum)
             wanted = 1 if books.stage is WorkKind.INITIALISE else wanted
-            assert len(books.connected - books.refusing) < wanted
+            assert len(books.fit) < wanted
         else:
             assert books.working
             assert self.now_s < books.opened_s + self.plan.deadline_s

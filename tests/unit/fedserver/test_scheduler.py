@@ -22,6 +22,7 @@ from fedserver.rounds.scheduler import (
     Finish,
     Phase,
     Scheduler,
+    Taken,
     Tick,
     Unavailable,
     Waiting,
@@ -182,11 +183,11 @@ def test_a_restart_forgives_nothing() -> None:
     assert command.final
 
 
-def test_a_client_lost_to_another_job_costs_one_attempt_and_not_all() -> None:
-    state = Scheduler.start(schedule(1, max_retries=2), 1, 7, 0.0)
+def test_clients_taken_by_another_job_cost_no_attempt() -> None:
+    state = Scheduler.start(schedule(1, max_retries=0), 1, 7, 0.0)
     assert feed(state, Available("a")) == [Assign(("a",))]
-    assert [type(command) for command in feed(state, Dropped("a"))] == [Abandon]
-    assert state.phase is Phase.WAITING
+    assert feed(state, Taken(("a",))) == []
+    assert (state.phase, state.attempt, state.abandoned) == (Phase.WAITING, 0, 0)
     assert feed(state, Available("a")) == [Assign(("a",))]
 
 
@@ -210,10 +211,17 @@ def test_a_refusing_client_is_not_waited_for() -> None:
     assert state.waiting_for() == Waiting("clients", 1)
 
 
-def test_a_client_that_merely_dropped_is_asked_again() -> None:
+def test_a_client_that_failed_is_asked_again_when_waiting_for_others_was_in_vain() -> None:
     state = Scheduler.start(schedule(1, max_retries=5), 1, 7, 0.0)
     feed(state, Available("a"), Dropped("a"))
-    assert feed(state, Available("a")) == [Assign(("a",))]
+    assert feed(state, Available("a")) == []
+    assert state.step(Tick(), state.deadline_s) == [Assign(("a",))]
+
+
+def test_a_client_that_failed_is_asked_again_for_the_next_version() -> None:
+    state = Scheduler.resume(schedule(2, quorum=1), 3, 7, 0.0, latest_version=0, attempt=0, working=(), accepted=())
+    feed(state, Available("a"), Available("b"), Dropped("a"), Accepted("b"))
+    assert feed(state, Available("a"), Available("b"), Written()) == [Assign(("a", "b"))]
 
 
 @pytest.mark.parametrize("end", ["nobody comes", "all drop", "all are silent", "one answers"])
