@@ -69,6 +69,7 @@ async def enroll(token: EnrolmentToken, folder: Path, clock: Clock, *, force: bo
         signing_key=request.signing_public_key,
         signing_key_proof=request.signing_key_proof,
     )
-    identity = request.complete(certificate_pem, server=token.server, ca_pem=ca_pem, now_s=clock.wall_s())
+    identity = request.complete(certificate_pem, server=token.server, ca_pem=ca_pem)
     identity.save(folder, force=force)
+    identity.check(clock.wall_s())  # after saving: the token is spent, and a wrong clock can be put right
     return identity

@@ -56,7 +56,6 @@ class UpdateResult(StrEnum):
     TOO_LATE = "too-late"
     WRONG_VERSION = "wrong-version"
     WRONG_LAYOUT = "wrong-layout"
-    WRONG_CODECS = "wrong-codecs"
     WRONG_SIZE = "wrong-size"
     WRONG_DIGEST = "wrong-digest"
     BAD_SIGNATURE = "bad-signature"

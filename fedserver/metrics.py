@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from fedcore.errors import InvalidInput, UpdateResult
@@ -53,10 +52,6 @@ class _PhaseCollector(Collector):
     def enter(self, job: str, phase: str) -> None:
         with self._lock:
             self._entered[job] = (phase, self._now())
-
-    def forget(self, job: str) -> None:
-        with self._lock:
-            self._entered.pop(job, None)
 
     @staticmethod
     def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
@@ -180,18 +175,6 @@ class Metrics:
         )
         self.build = Info("roundtable_build", "Constant 1; the labels tell what is running.", registry=reg)
         self.build.info({"version": version, "python": platform.python_version()})
-        self._of_a_job: tuple[MetricWrapperBase, ...] = (
-            self.rounds,
-            self.version,
-            self.rounds_planned,
-            self.round_seconds,
-            self.waiting_for,
-            self.updates,
-            self.fold_seconds,
-            self.transferred_bytes,
-            self.evaluation,
-            self.evaluation_version,
-        )
 
     def start_job(self, job: str, *, rounds: int, version: int = 0, phase: str = "waiting") -> None:
         """Show a job that is new or was found in the journal at start-up.
@@ -213,12 +196,6 @@ class Metrics:
         self.fold_seconds.labels(job)
         self.waiting(job, clients=0, updates=0)
         self.phase(job, phase)
-
-    def forget_job(self, job: str) -> None:
-        """Remove every series of a job that the server no longer holds. An unknown job is no error."""
-        self._phases.forget(job)
-        for family in self._of_a_job:
-            family.remove_by_labels({"job": job})
 
     def phase(self, job: str, phase: str) -> None:
         """Say that a job enters `phase`, one of `PHASES`; its age starts at 0, also when the name is the same.

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -17,6 +18,7 @@ import typer
 from fedclient.cli import DataOption, DeviceOption, TaskFileOption, ThreadsOption, parse_data
 from fedcore import logs
 from fedcore.cli import JsonOption, LogFormatOption, LogLevelOption, new_app, print_json, run_app
+from fedcore.errors import ConfigError
 from fedcore.jobfile import Job, load_job
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ def run(
     The same job with the same clients on a real server gives the same bytes. `{shard}` in a --data value stands for
     the client's number, counted from 0.
     """
+    if find_spec("torch") is None:
+        raise ConfigError("the simulator needs torch: pip install 'roundtable[sim]'")
     from fedclient.tasks.files import load_task_file
     from fedsim.simulation import make_clients
 

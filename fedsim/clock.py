@@ -17,7 +17,7 @@ class VirtualClock:
     """A `fedcore.clock.Clock` for one event loop. Nothing moves it but `run`.
 
     Args:
-        wall_s: what `wall_s` shows at the start; fixed, so that two simulations write the same records.
+        wall_s: what `wall_s` shows at the start.
     """
 
     def __init__(self, wall_s: float = 0.0) -> None:

@@ -8,6 +8,7 @@ the same model bytes as the daemon with client processes.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -109,7 +110,7 @@ async def simulate(
         JobFileError: the job cannot be run.
         JobFailed: it gave up; the text says why.
     """
-    clock = VirtualClock()
+    clock = VirtualClock(time.time())
     with (
         ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="worker") as workers,
         ThreadPoolExecutor(1, thread_name_prefix="training") as training,

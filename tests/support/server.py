@@ -22,7 +22,7 @@ from fedserver.rounds.fleet import Fleet
 from fedserver.rounds.services import Services
 from fedserver.rpc.server import RpcServer
 from fedserver.security.authority import Authority
-from fedserver.state.base import Record
+from fedserver.state.base import Blobs, Record
 from fedserver.state.journal import Journal
 from fedserver.state.memory import MemoryBlobs, MemoryStore
 
@@ -53,7 +53,7 @@ class TestServer:
 
 @asynccontextmanager
 async def running_server(
-    folder: Path, clock: Clock | None = None, *, found: Sequence[Record] = ()
+    folder: Path, clock: Clock | None = None, *, found: Sequence[Record] = (), blobs: Blobs | None = None
 ) -> AsyncIterator[TestServer]:
     """Run a server whose store holds the records `found` from before."""
     clock = clock or SystemClock()
@@ -63,7 +63,7 @@ async def running_server(
         store = MemoryStore()
         store.write(found)
         journal = Journal(store, clock)
-        services = Services(store, journal, MemoryBlobs(), Fleet(), clock, metrics, workers)
+        services = Services(store, journal, blobs or MemoryBlobs(), Fleet(), clock, metrics, workers)
 
         def cut(client: str, reason: Unauthenticated) -> None:
             federation.cut(client, reason)

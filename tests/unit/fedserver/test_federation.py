@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from fedclient.identity import ClientIdentity
-from fedcore.errors import JobFileError, NotFound, UpdateResult
+from fedcore.errors import JobFileError, NotFound, StorageFailed, UpdateResult
 from fedcore.identity import sign
 from fedcore.jobfile import parse_job
-from fedcore.messages import SIGNATURE_CONTEXT, Cancel, WorkKind
+from fedcore.messages import MAX_METRIC, SIGNATURE_CONTEXT, Cancel, WorkKind
+from fedserver.state.base import Bytes
+from fedserver.state.memory import MemoryBlobs
 from fedserver.status import status_of
 from fedsim.transport import InProcessTransport
 from tests.support.player import LAYOUT, RAW, playing
@@ -108,3 +112,55 @@ async def test_an_update_id_that_somebody_else_has_used_does_not_hold_the_round_
                 for player in (first, second):
                     assert (await player.next_work()).kind is WorkKind.EVALUATE
         assert server.federation.version(record.job_id, 1).num_updates == 1
+
+
+class FailingBlobs(MemoryBlobs):
+    """A disk that fails at the next write, once."""
+
+    is_failing = False
+
+    def put(self, data: Bytes) -> str:
+        if self.is_failing:
+            self.is_failing = False
+            raise StorageFailed("no space left on device")
+        return super().put(data)
+
+
+async def test_a_disk_that_fails_under_an_update_stops_the_server_and_nothing_is_acknowledged(tmp_path: Path) -> None:
+    blobs = FailingBlobs()
+    async with running_server(tmp_path, blobs=blobs) as server:
+        transport, identity = await member(server, "alice")
+        await server.federation.submit(small_job().to_json())
+        async with playing(transport, identity.signing_key) as player:
+            work = await player.next_work()
+            blobs.is_failing = True
+            with pytest.raises(StorageFailed):
+                await player.answer(work)
+            failed = server.federation.services.journal.failed
+            assert isinstance(failed.result(), StorageFailed)
+            with pytest.raises(StorageFailed):  # nothing is taken in any more
+                await server.membership.issue_token("bob", 60)
+        assert server.federation.services.store.update(work.assignment_id) is None
+
+
+async def test_figures_at_their_bounds_leave_the_job_and_its_status_sound(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        transport_a, alice = await member(server, "alice")
+        transport_b, bob = await member(server, "bob")
+        record = await server.federation.submit(small_job(cohort=2).to_json())
+        async with (
+            playing(transport_a, alice.signing_key) as first,
+            playing(transport_b, bob.signing_key) as second,
+        ):
+            await first.answer(await first.next_work())
+            for player, sign_of in ((first, 1), (second, -1)):
+                work = await player.next_work()
+                with pytest.raises(ValidationError):
+                    player.header(work, b"", evaluation={"accuracy": sign_of * 1.7e308})
+                state = await player.answer(
+                    work, evaluated_examples=2**31, evaluation={"accuracy": sign_of * MAX_METRIC}
+                )
+                assert state.result is UpdateResult.ACCEPTED
+            await first.next_work()
+        row = server.federation.version(record.job_id, 0)
+        assert json.loads(row.metrics, parse_constant=pytest.fail)["accuracy"] == 0.0

@@ -158,20 +158,6 @@ def test_a_task_with_many_figures_shows_a_bounded_number_and_the_usual_ones_firs
     assert shown[:3] == ["accuracy", "loss", "a000"]
 
 
-def test_a_forgotten_job_leaves_no_series_and_others_stay() -> None:
-    metrics = used()
-    metrics.start_job("other", rounds=1)
-    metrics.forget_job("digits")
-    jobs = {
-        sample.labels["job"]
-        for family in metrics.registry.collect()
-        for sample in family.samples
-        if "job" in sample.labels
-    }
-    assert jobs == {"other"}
-    metrics.forget_job("never-seen")
-
-
 def test_no_label_can_name_a_client() -> None:
     labels = {name for family in used().registry.collect() for sample in family.samples for name in sample.labels}
     assert labels == {
