@@ -20,7 +20,7 @@ from fedserver.rounds.engine import JobEngine
 from fedserver.rounds.fleet import Fleet, Seat
 from fedserver.rounds.intake import Intake
 from fedserver.rounds.plan import Plan, make_plan
-from fedserver.rounds.scheduler import Dropped
+from fedserver.rounds.scheduler import Drop, Dropped
 from fedserver.rounds.services import Services
 from fedserver.state.base import JobRecord, JobStatus, VersionRecord
 
@@ -170,7 +170,7 @@ class Federation:
         for engine in self.engines.values():
             if engine.attempt is not None and (assignment_id := engine.attempt.assignment_of(client)):
                 engine.attempt.ended.add(assignment_id)
-                engine.post(Dropped(client))
+                engine.post(Dropped(client, Drop.REJECTED))
         if (seat := self.fleet.seats.get(client)) is not None:
             self.fleet.leave(seat, reason)
 

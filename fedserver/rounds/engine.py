@@ -323,7 +323,9 @@ class JobEngine:
         attempt.ended.add(assignment_id)
         await self._services.journal.write(replace(expected, ended="declined", text=reason))
         log.warning("declined", extra={"job": self.job_id, "client": client, "reason": reason})
-        self.release(client, assignment_id, sched.Dropped(client, refuses=not decline.transient))
+        self.release(
+            client, assignment_id, sched.Dropped(client, sched.Drop.PASSES if decline.transient else sched.Drop.REFUSES)
+        )
 
     def release(self, client: str, assignment_id: str, event: sched.Event) -> None:
         """An assignment's outcome is durable: tell the scheduler, and free the client."""

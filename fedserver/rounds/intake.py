@@ -23,7 +23,7 @@ from fedcore.messages import UpdateHeader, UploadState
 from fedserver.rounds.admission import check_frame, check_header, check_signature, find_attempt
 from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.engine import JobEngine
-from fedserver.rounds.scheduler import Accepted, Dropped
+from fedserver.rounds.scheduler import Accepted, Drop, Dropped
 from fedserver.rounds.services import Services
 from fedserver.state.base import Bytes, Spool, UpdateRecord
 
@@ -213,7 +213,7 @@ class Intake:
             raise Refused("the job has failed; the server's log says why") from error
         self._count(header.job_id, client, result, text)
         accepted = result is UpdateResult.ACCEPTED
-        engine.release(client, header.assignment_id, Accepted(client) if accepted else Dropped(client))
+        engine.release(client, header.assignment_id, Accepted(client) if accepted else Dropped(client, Drop.REJECTED))
         return UploadState(header.frame_bytes, result, text)
 
     async def _take(self, announced: Announced, store_frame: Callable[[], str]) -> tuple[UpdateResult, str]:

@@ -61,17 +61,24 @@ class Accepted:
     client: str
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """An assigned client will send nothing that counts for this attempt: it declined, or its update was rejected.
+class Drop(StrEnum):
+    """Why nothing that counts will come from a client for this attempt, and so when it is asked again.
 
-    `refuses` is True when the client said that it cannot do this job: it is not asked again until it comes anew.
-    Otherwise it is asked again for the next version, or when an attempt has waited for others until its deadline: a
-    client that always fails cannot use up a job's retries at once.
+    All but REFUSES are also asked again for the next version, or when an attempt has waited for others until its deadline:
+    better they than nobody. A client that always fails cannot use up a job's retries at once.
     """
 
+    REFUSES = "refuses"  # it cannot do this job: when it comes anew
+    PASSES = "passes"  # it cannot now: when it comes anew
+    REJECTED = "rejected"  # its update did not count: coming anew does not help
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An assigned client will send nothing that counts for this attempt."""
+
     client: str
-    refuses: bool = False
+    why: Drop
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,7 @@ class Scheduler:
     since_s: float = 0.0
     deadline_s: float = 0.0
     available: set[str] = field(default_factory=set)
-    refusing: set[str] = field(default_factory=set)
-    failing: set[str] = field(default_factory=set)
+    barred: dict[str, Drop] = field(default_factory=dict)
     working: set[str] = field(default_factory=set)
     accepted: set[str] = field(default_factory=set)
 
@@ -212,17 +218,15 @@ class Scheduler:
                 self.available.add(client)
             case Unavailable(client, gone):
                 self.available.discard(client)
-                if gone:
-                    self.refusing.discard(client)
+                if gone and self.barred.get(client) is not Drop.REJECTED:
+                    self.barred.pop(client, None)
             case Accepted(client):
                 if client in self.working:
                     self.working.discard(client)
                     self.accepted.add(client)
-            case Dropped(client, refuses):
-                if refuses:
-                    self.refusing.add(client)
-                elif client in self.working:
-                    self.failing.add(client)
+            case Dropped(client, why):
+                if client in self.working or why is Drop.REFUSES:
+                    self.barred[client] = why
                 self.working.discard(client)
             case Taken(clients):
                 self.available -= set(clients)
@@ -254,7 +258,7 @@ class Scheduler:
     def _try_to_open(self, now_s: float) -> list[Command]:
         late = now_s >= self.deadline_s
         if late and len(self._candidates()) < self._quorum():
-            self.failing = set()  # better they than nobody
+            self._forgive()
         candidates = self._candidates()
         if len(candidates) >= self._wanted() or (late and len(candidates) >= self._quorum()):
             chosen = self._choose(candidates)
@@ -306,7 +310,7 @@ class Scheduler:
         written = self.version + 1 if self.stage is WorkKind.TRAIN else self.version
         self.stage, self.version = stage_after(written, self.rounds)
         self.attempt = self.abandoned = 0
-        self.failing = set()
+        self._forgive()
         self._wait(now_s)
         return self._decide(now_s)
 
@@ -315,10 +319,13 @@ class Scheduler:
         self.since_s, self.deadline_s = now_s, now_s + self.schedule.deadline_s
         self.working, self.accepted = set(), set()
 
+    def _forgive(self) -> None:
+        self.barred = {client: why for client, why in self.barred.items() if why is Drop.REFUSES}
+
     # -- numbers that depend on the stage ----------------------------------------------------------------------------
 
     def _candidates(self) -> list[str]:
-        return sorted(self.available - self.refusing - self.failing)
+        return sorted(self.available - self.barred.keys())
 
     def _wanted(self) -> int:
         """Clients that open the attempt at once; never fewer than the quorum, or it could not close.
@@ -327,7 +334,7 @@ class Scheduler:
         """
         if self.stage is WorkKind.INITIALISE:
             return 1
-        return max(self.schedule.cohort - len(self.refusing | self.failing), self._quorum())
+        return max(self.schedule.cohort - len(self.barred), self._quorum())
 
     def _quorum(self) -> int:
         return self.schedule.updates_at_deadline if self.stage is WorkKind.TRAIN else 1

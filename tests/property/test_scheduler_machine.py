@@ -22,6 +22,7 @@ from fedserver.rounds.scheduler import (
     Available,
     Close,
     Command,
+    Drop,
     Dropped,
     Event,
     Finish,
@@ -69,7 +70,7 @@ class Books:
     failed: bool = False
     connected: set[str] = field(default_factory=set)  # idle as far as events and assignments tell
     refusing: set[str] = field(default_factory=set)
-    failing: set[str] = field(default_factory=set)
+    failing: dict[str, Drop] = field(default_factory=dict)
     assigned: set[str] = field(default_factory=set)
     accepted: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
@@ -80,7 +81,7 @@ class Books:
 
     @property
     def fit(self) -> set[str]:
-        return self.connected - self.refusing - self.failing
+        return self.connected - self.refusing - self.failing.keys()
 
     @property
     def quorum(self) -> int:
@@ -100,14 +101,18 @@ class Books:
                 self.connected.discard(client)
                 if gone:
                     self.refusing.discard(client)
+                    if self.failing.get(client) is Drop.PASSES:
+                        del self.failing[client]
             case Accepted(client):
                 if client in self.working and not self.closing:
                     self.accepted.add(client)
-            case Dropped(client, refuses):
-                if refuses:
+            case Dropped(client, why):
+                if why is Drop.REFUSES:
                     self.refusing.add(client)
+                    self.failing.pop(client, None)
                 elif client in self.working:
-                    self.failing.add(client)
+                    self.failing[client] = why
+                    self.refusing.discard(client)
                 if client in self.working:
                     self.dropped.add(client)
             case _:
@@ -147,7 +152,7 @@ class Books:
         assert len(set(clients)) == len(clients) > 0
         if len(self.fit) < self.quorum:  # only an attempt that waited in vain takes them again
             assert now_s >= self.waiting_since_s + self.plan.deadline_s
-            self.failing = set()
+            self.failing = {}
         assert set(clients) <= self.fit
         most = 1 if self.stage is WorkKind.INITIALISE else math.ceil(round(self.plan.cohort * self.plan.over_select, 6))
         if self.stage is WorkKind.EVALUATE:
@@ -167,7 +172,7 @@ class Books:
             self.version += 1
         self.stage = WorkKind.TRAIN if self.version < self.rounds else WorkKind.EVALUATE
         self.abandoned = 0
-        self.failing = set()
+        self.failing = {}
         self.begin(now_s)
 
 
@@ -205,7 +210,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         books = self.books
         if books.opened_s is None:
             assert self.now_s < books.waiting_since_s + self.plan.deadline_s
-            wanted = max(self.plan.cohort - len(books.refusing | books.failing), books.quorum)
+            wanted = max(self.plan.cohort - len(books.refusing | books.failing.keys()), books.quorum)
             wanted = 1 if books.stage is WorkKind.INITIALISE else wanted
             assert len(books.fit) < wanted
         else:
@@ -236,9 +241,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def a_worker_is_accepted(self, data: st.DataObject) -> None:
         self.send(Accepted(data.draw(st.sampled_from(sorted(self.books.working)))))
 
-    @rule(client=st.sampled_from(CLIENTS), refuses=st.booleans())
-    def anybody_drops(self, client: str, refuses: bool) -> None:
-        self.send(Dropped(client, refuses))
+    @rule(client=st.sampled_from(CLIENTS), why=st.sampled_from(Drop))
+    def anybody_drops(self, client: str, why: Drop) -> None:
+        self.send(Dropped(client, why))
 
     @rule(clients=st.sets(st.sampled_from(CLIENTS)))
     def another_job_was_quicker(self, clients: set[str]) -> None:

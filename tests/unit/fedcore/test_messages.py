@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcore.errors import UpdateRejected, UpdateResult
-from fedcore.messages import MAX_HEADER_BYTES, MAX_METRICS, UpdateHeader, WorkKind
+from fedcore.messages import MAX_HEADER_BYTES, MAX_METRIC, MAX_METRICS, UpdateHeader, WorkKind
 
 FIELDS: dict[str, Any] = {
     "federation": "lab",
@@ -145,7 +145,7 @@ def test_damaged_headers_are_headers_or_malformed(changes: dict[str, Any], data:
 
 METRICS = st.dictionaries(
     st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
-    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(-MAX_METRIC, MAX_METRIC),
     max_size=4,
 )
 

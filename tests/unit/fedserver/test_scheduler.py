@@ -17,6 +17,7 @@ from fedserver.rounds.scheduler import (
     Available,
     Close,
     Command,
+    Drop,
     Dropped,
     Event,
     Finish,
@@ -30,6 +31,10 @@ from fedserver.rounds.scheduler import (
 )
 
 DEADLINE_S = 60.0
+
+
+def rejected(client: str) -> Dropped:
+    return Dropped(client, Drop.REJECTED)
 
 
 def schedule(cohort: int = 3, **keys: Any) -> ScheduleSection:
@@ -66,7 +71,7 @@ def test_a_job_from_the_first_client_to_the_end() -> None:
     assert feed(state, Accepted("b"), Accepted("a")) == [Close(())]
     assert feed(state, Available("a"), Available("b"), Written()) == [Assign(("a", "b"))]
     assert (state.stage, state.version) == (WorkKind.EVALUATE, 1)
-    assert feed(state, Accepted("a"), Dropped("b")) == [Close(())]
+    assert feed(state, Accepted("a"), Dropped("b", Drop.REJECTED)) == [Close(())]
     assert feed(state, Written()) == [Finish()]
     assert (state.phase, state.waiting_for()) == (Phase.FINISHED, Waiting("", 0))
     assert feed(state, Available("a"), Tick(), Written(), now_s=1e9) == []
@@ -133,10 +138,10 @@ def test_at_the_deadline_less_than_a_quorum_is_abandoned() -> None:
 
 def test_nothing_is_waited_for_when_nobody_is_left_who_could_send() -> None:
     state, chosen = training(schedule(4), 4)
-    assert feed(state, *map(Accepted, chosen[:2]), Dropped(chosen[2])) == []
-    assert feed(state, Dropped(chosen[3])) == [Close(())]
+    assert feed(state, *map(Accepted, chosen[:2]), Dropped(chosen[2], Drop.REJECTED)) == []
+    assert feed(state, Dropped(chosen[3], Drop.REJECTED)) == [Close(())]
     state, chosen = training(schedule(4), 4)
-    (command,) = feed(state, Accepted(chosen[0]), *map(Dropped, chosen[1:]))
+    (command,) = feed(state, Accepted(chosen[0]), *map(rejected, chosen[1:]))
     assert command == Abandon(0, (), "no assigned client is left: 1 updates accepted, quorum is 2", final=False)
 
 
@@ -193,7 +198,7 @@ def test_clients_taken_by_another_job_cost_no_attempt() -> None:
 
 def test_a_refusing_client_is_not_asked_again_until_it_comes_anew() -> None:
     state = Scheduler.start(schedule(1, max_retries=5), 1, 7, 0.0)
-    feed(state, Available("a"), Dropped("a", refuses=True))
+    feed(state, Available("a"), Dropped("a", Drop.REFUSES))
     assert feed(state, Available("a"), Unavailable("a"), Available("a")) == []
     assert feed(state, Unavailable("a", gone=True), Available("a")) == [Assign(("a",))]
 
@@ -201,7 +206,7 @@ def test_a_refusing_client_is_not_asked_again_until_it_comes_anew() -> None:
 def test_a_refusing_client_is_not_waited_for() -> None:
     state = Scheduler.resume(schedule(3, quorum=2), 2, 7, 0.0, latest_version=0, attempt=0, working=(), accepted=())
     feed(state, *map(Available, "abc"))
-    feed(state, Dropped("c", refuses=True), Accepted("a"))
+    feed(state, Dropped("c", Drop.REFUSES), Accepted("a"))
     assert feed(state, Accepted("b")) == [Close(())]
     assert feed(state, Available("a"), Available("b"), Written()) == [Assign(("a", "b"))]
     # It is gone, so another may come in its place.
@@ -213,14 +218,21 @@ def test_a_refusing_client_is_not_waited_for() -> None:
 
 def test_a_client_that_failed_is_asked_again_when_waiting_for_others_was_in_vain() -> None:
     state = Scheduler.start(schedule(1, max_retries=5), 1, 7, 0.0)
-    feed(state, Available("a"), Dropped("a"))
+    feed(state, Available("a"), Dropped("a", Drop.REJECTED))
     assert feed(state, Available("a")) == []
     assert state.step(Tick(), state.deadline_s) == [Assign(("a",))]
 
 
+def test_a_client_that_passed_is_asked_again_when_it_comes_anew_and_one_that_was_rejected_is_not() -> None:
+    for why, commands in ((Drop.PASSES, [Assign(("a",))]), (Drop.REJECTED, [])):
+        state = Scheduler.start(schedule(1, max_retries=5), 1, 7, 0.0)
+        feed(state, Available("a"), Dropped("a", why))
+        assert feed(state, Available("a"), Unavailable("a", gone=True), Available("a")) == commands
+
+
 def test_a_client_that_failed_is_asked_again_for_the_next_version() -> None:
     state = Scheduler.resume(schedule(2, quorum=1), 3, 7, 0.0, latest_version=0, attempt=0, working=(), accepted=())
-    feed(state, Available("a"), Available("b"), Dropped("a"), Accepted("b"))
+    feed(state, Available("a"), Available("b"), Dropped("a", Drop.REJECTED), Accepted("b"))
     assert feed(state, Available("a"), Available("b"), Written()) == [Assign(("a", "b"))]
 
 
@@ -234,7 +246,7 @@ def test_the_evaluation_ends_without_failing_whatever_happens(end: str) -> None:
         (command,) = feed(state, *map(Available, names(3)))
         assert isinstance(command, Assign)
         if end == "all drop":
-            commands = feed(state, *(Dropped(client, refuses=True) for client in command.clients))
+            commands = feed(state, *(Dropped(client, Drop.REFUSES) for client in command.clients))
         else:
             feed(state, *map(Accepted, command.clients[: end == "one answers"]))
             commands = feed(state, Tick(), now_s=DEADLINE_S)
