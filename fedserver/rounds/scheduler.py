@@ -64,8 +64,8 @@ class Accepted:
 class Drop(StrEnum):
     """Why nothing that counts will come from a client for this attempt, and so when it is asked again.
 
-    All but REFUSES are also asked again for the next version, or when an attempt has waited for others until its deadline:
-    better they than nobody. A client that always fails cannot use up a job's retries at once.
+    All but REFUSES are also asked again for the next version, or when an attempt has waited for others until its
+    deadline: better they than nobody. A client that always fails cannot use up a job's retries at once.
     """
 
     REFUSES = "refuses"  # it cannot do this job: when it comes anew

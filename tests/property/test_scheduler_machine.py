@@ -107,16 +107,19 @@ class Books:
                 if client in self.working and not self.closing:
                     self.accepted.add(client)
             case Dropped(client, why):
-                if why is Drop.REFUSES:
-                    self.refusing.add(client)
-                    self.failing.pop(client, None)
-                elif client in self.working:
-                    self.failing[client] = why
-                    self.refusing.discard(client)
-                if client in self.working:
-                    self.dropped.add(client)
+                self._hear_drop(client, why)
             case _:
                 pass
+
+    def _hear_drop(self, client: str, why: Drop) -> None:
+        if why is Drop.REFUSES:
+            self.refusing.add(client)
+            self.failing.pop(client, None)
+        elif client in self.working:
+            self.failing[client] = why
+            self.refusing.discard(client)
+        if client in self.working:
+            self.dropped.add(client)
 
     def obey(self, command: Command, now_s: float) -> None:
         """Check one command against what was heard, and take it down."""
