@@ -38,7 +38,11 @@ class Pipeline:
         return [{"codec": self.codec.name, **self.codec.params()}]
 
     def encode(self, values_D: Vector, rng: np.random.Generator) -> bytes:
-        """Return a whole frame.
+        """Return a whole frame; raises like `parts`."""
+        return b"".join(self.parts(values_D, rng))
+
+    def parts(self, values_D: Vector, rng: np.random.Generator) -> tuple[bytes, bytes | memoryview]:
+        """Return a whole frame in two pieces, header and payload, for who would rather not hold it twice.
 
         Raises:
             ValueError: `values_D` is not a vector of at least one float32.
@@ -46,7 +50,7 @@ class Pipeline:
         if values_D.ndim != 1 or values_D.dtype != np.float32:
             raise ValueError(f"{values_D.dtype} of shape {values_D.shape}, expected a float32 vector")
         header = pack_header(self.wire_ids, values_D.size)
-        return b"".join((header, self.codec.encode(values_D, rng)))
+        return header, self.codec.encode(values_D, rng)
 
     def max_frame_bytes(self, num_values: int) -> int:
         """Return a bound on the frames of so many values; a peer that announces more is refused unread."""

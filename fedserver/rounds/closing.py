@@ -80,8 +80,10 @@ def write_version(
 def _first_version(blobs: Blobs, plan: Plan, attempt: Attempt) -> WrittenVersion:
     ((client, header),) = attempt.headers.items()
     layout = layout_of(header)
-    state_D = INITIAL.decode(blobs.open(attempt.frames[client]), layout.num_values)
-    state_blob = blobs.put(np.ascontiguousarray(state_D, dtype="<f4").data.cast("B"))
+    with blobs.writer() as state:
+        for block in INITIAL.blocks(blobs.open(attempt.frames[client]), layout.num_values):
+            state.write(np.ascontiguousarray(block, dtype="<f4").data.cast("B"))
+        state_blob = state.commit()
     return WrittenVersion(0, layout, state_blob, _write_frame(blobs, plan, state_blob, 0), None)
 
 
@@ -128,4 +130,7 @@ def _slot_blocks(
 def _write_frame(blobs: Blobs, plan: Plan, state_blob: str, version: int) -> str:
     """Encode a version once for all clients."""
     state_D = np.frombuffer(blobs.open(state_blob), dtype="<f4")
-    return blobs.put(plan.downlink.encode(state_D, stream(plan.job.job.seed, "downlink", version)))
+    with blobs.writer() as frame:
+        for part in plan.downlink.parts(state_D, stream(plan.job.job.seed, "downlink", version)):
+            frame.write(part)
+        return frame.commit()
