@@ -1,6 +1,7 @@
 """One open attempt: what was assigned, what was accepted, and the running sum.
 
-Runs on the event loop's thread, except `fold`, which adds one update at a time in a worker thread.
+Runs on the event loop's thread, except `fold`, which works in a worker thread: `reading` is held while a whole frame is
+read, so one update at a time is in memory, however many come at once.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Attempt:
     _sealed: bool = False
     _in_flight: int = 0
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
-    folding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def kind(self) -> WorkKind:

@@ -107,6 +107,7 @@ def _next_version(blobs: Blobs, plan: Plan, fold: Fold, layout: Layout, latest: 
             start += mean.size
         state_blob = state.commit()
         optimizer_blob = kept.commit() if optimizer.slots else None
+    del base_D, slots  # the frame is read from the new state: one version at a time is in memory
     return WrittenVersion(number, layout, state_blob, _write_frame(blobs, plan, state_blob, number), optimizer_blob)
 
 

@@ -222,7 +222,8 @@ class Intake:
         blob, result, text = None, UpdateResult.ACCEPTED, ""
         try:
             blob = await self.in_worker(store_frame)
-            await self.in_worker(check_frame, header, attempt, engine, self._services.blobs.open(blob))
+            async with attempt.reading:
+                await self.in_worker(check_frame, header, attempt, engine, self._services.blobs.open(blob))
         except UpdateRejected as error:
             result, text = error.reason, str(error)
         try:
@@ -261,10 +262,10 @@ class Intake:
         attempt, engine = announced.attempt, announced.engine
         if attempt.fold is None or blob is None or engine.layout is None:
             return
-        frame = self._services.blobs.open(blob)
-        blocks = engine.plan.uplink.blocks(frame, engine.layout.num_values)
         started_s = time.perf_counter()
-        async with attempt.folding:
+        async with attempt.reading:
+            frame = self._services.blobs.open(blob)
+            blocks = engine.plan.uplink.blocks(frame, engine.layout.num_values)
             await self.in_worker(attempt.fold.add, blocks, engine.plan.weight_of(announced.header))
         self._services.metrics.fold_seconds.labels(engine.job_id).observe(time.perf_counter() - started_s)
 

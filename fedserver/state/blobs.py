@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from weakref import WeakValueDictionary
 
 from fedcore.errors import NotFound, StorageFailed, UpdateRejected
 from fedcore.names import check_name
@@ -38,7 +39,8 @@ class FolderBlobs:
         """
         self._blobs, self._spool, self._temporary = root / "blobs", root / "spool", root / "temporary"
         self._spools: dict[str, FolderSpool] = {}
-        self._lock = threading.Lock()  # guards the dictionary of spools
+        self._mappings: WeakValueDictionary[str, mmap.mmap] = WeakValueDictionary()
+        self._lock = threading.Lock()  # guards both dictionaries
         with storage_errors(f"prepare {root}"):
             for folder in (self._blobs, self._spool, self._temporary):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -62,15 +64,21 @@ class FolderBlobs:
 
     def open(self, digest: str) -> memoryview:
         """See `Blobs.open`."""
-        path = self._path(digest)
-        with storage_errors(f"read {path}"):
-            try:
-                with path.open("rb") as file:
-                    if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
-                        return memoryview(b"")
-                    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except FileNotFoundError as error:
-                raise NotFound(f"there is no blob {digest}") from error
+        # Whoever reads the same blob at the same time shares one mapping: pages count once, not for every download.
+        with self._lock:
+            if (mapping := self._mappings.get(digest)) is not None:
+                return memoryview(mapping)
+            path = self._path(digest)
+            with storage_errors(f"read {path}"):
+                try:
+                    with path.open("rb") as file:
+                        if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+                            return memoryview(b"")
+                        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except FileNotFoundError as error:
+                    raise NotFound(f"there is no blob {digest}") from error
+            self._mappings[digest] = mapping
+            return memoryview(mapping)
 
     def size(self, digest: str) -> int:
         """See `Blobs.size`."""
