@@ -80,11 +80,7 @@ class Upload:
                     f" {self._announced.header.frame_bytes}",
                 )
             self._intake.received(self._announced, len(data))
-            try:
-                await self._intake.in_worker(self._spool.append, data)
-            except StateError as error:
-                self._intake.storage_failed(error)
-                raise
+            await self._intake.in_worker(self._spool.append, data)
 
     async def finish(self) -> UploadState:
         """Judge the whole update; the answer is durable."""
@@ -203,9 +199,8 @@ class Intake:
         except UpdateRejected as error:  # the attempt closed meanwhile, or has this client's update already
             self._count(header.job_id, client, error.reason, str(error))
             return UploadState(0, error.reason, str(error))
-        except StateError as error:
-            self.storage_failed(error)
-            raise
+        except StateError:
+            raise  # the server stops
         except Exception as error:
             # The codec or the rule, which may be a third party's, broke: nobody can say what the sum holds now.
             log.exception("update failed", extra={"job": header.job_id, "client": client})
@@ -218,12 +213,12 @@ class Intake:
 
     async def _take(self, announced: Announced, store_frame: Callable[[], str]) -> tuple[UpdateResult, str]:
         """Make an update durable, look at it, journal what was found and, if it counts, fold it."""
-        header, engine, attempt = announced.header, announced.engine, announced.attempt
+        attempt = announced.attempt
         blob, result, text = None, UpdateResult.ACCEPTED, ""
         try:
             blob = await self.in_worker(store_frame)
             async with attempt.reading:
-                await self.in_worker(check_frame, header, attempt, engine, self._services.blobs.open(blob))
+                await self.in_worker(self._check, announced, blob)
         except UpdateRejected as error:
             result, text = error.reason, str(error)
         try:
@@ -231,7 +226,7 @@ class Intake:
         except UpdateRejected as error:  # another client has used this update id: nothing is recorded
             result, text = error.reason, str(error)
         if result is UpdateResult.ACCEPTED:
-            attempt.accept(announced.client, header, blob)
+            attempt.accept(announced.client, announced.header, blob)
             await self._fold(announced, blob)
         return result, text
 
@@ -258,15 +253,22 @@ class Intake:
         done = replace(attempt.assignments[header.assignment_id], ended="done", text=text)
         await self._services.journal.write(update, done)
 
+    def _check(self, announced: Announced, blob: str) -> None:
+        frame = self._services.blobs.open(blob)
+        check_frame(announced.header, announced.attempt, announced.engine, frame)
+
     async def _fold(self, announced: Announced, blob: str | None) -> None:
         attempt, engine = announced.attempt, announced.engine
         if attempt.fold is None or blob is None or engine.layout is None:
             return
+        fold, num_values, weight = attempt.fold, engine.layout.num_values, engine.plan.weight_of(announced.header)
+
+        def add() -> None:
+            fold.add(engine.plan.uplink.blocks(self._services.blobs.open(blob), num_values), weight)
+
         started_s = time.perf_counter()
         async with attempt.reading:
-            frame = self._services.blobs.open(blob)
-            blocks = engine.plan.uplink.blocks(frame, engine.layout.num_values)
-            await self.in_worker(attempt.fold.add, blocks, engine.plan.weight_of(announced.header))
+            await self.in_worker(add)
         self._services.metrics.fold_seconds.labels(engine.job_id).observe(time.perf_counter() - started_s)
 
     def _put(self, header: UpdateHeader, frame: bytes) -> str:
@@ -287,10 +289,6 @@ class Intake:
             return None
         return UploadState(record.frame_bytes, record.result, record.text)
 
-    def storage_failed(self, error: StateError) -> None:
-        """Stop the server: what it cannot keep it must not take in."""
-        self._services.journal.stop(error)
-
     def received(self, announced: Announced, num_bytes: int) -> None:
         """Count bytes of an update that came over the wire, whatever becomes of it."""
         announced.engine.uplink_bytes += num_bytes
@@ -302,8 +300,17 @@ class Intake:
         log.log(level, "update", extra={"job": job, "client": client, "result": result.value, "text": text})
 
     async def in_worker(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `call` in a worker thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._services.workers, lambda: call(*args, **kwargs))
+        """Run `call`, which may use the disk, in a worker thread.
+
+        Raises:
+            StateError: the disk failed; the server stops, for what it cannot keep it must not take in.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._services.workers, lambda: call(*args, **kwargs))
+        except StateError as error:
+            self._services.journal.stop(error)
+            raise
 
 
 def _refuse(error: UpdateRejected) -> str:
