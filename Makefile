@@ -38,6 +38,12 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 test: venv prometheus check ## Run every check and every test (what CI runs)
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
+# For each target; two hours in all, or SECONDS=60 for a quarter of one.
+SECONDS ?= 600
+.PHONY: fuzz
+fuzz: venv ## Fuzz everything that reads hostile or damaged bytes, SECONDS=600 each
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
+
 .PHONY: check
 check: venv ## Check format, lint, types, import layers and the generated stubs
 	$(BIN)/ruff format --check --quiet .
@@ -59,6 +65,11 @@ stubs: venv ## Generate the Python stubs from proto/fedproto/v1/*.proto
 demo: venv ## Run a federation of five clients on this machine; results lie in demo/
 	$(BIN)/python examples/demo.py
 
+.PHONY: bench
+bench: venv ## Measure ours and Flower, and write benchmarks/RESULTS.md (half an hour; installs Flower beside it)
+	$(BIN)/python -m benchmarks.suite
+	$(BIN)/python -m benchmarks.report
+
 .PHONY: prometheus
 prometheus: ## Install the Debian package prometheus, which one test needs (as root, where apt-get exists)
 	@if command -v prometheus promtool >/dev/null; then :; \
@@ -71,5 +82,5 @@ prometheus: ## Install the Debian package prometheus, which one test needs (as r
 
 .PHONY: clean
 clean: ## Delete what make made (.venv, demo/, caches)
-	rm -rf $(VENV) demo build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) benchmarks/peers/.venv-flower demo build dist .fuzz .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,10 @@
-"""Clients that train nothing: they download a version and send a difference of zero, as large as the model.
+"""Clients that train nothing: they download a version and send a small constant, as large as the model.
 
 `python -m benchmarks.echo_client FOLDER...`: one process, one client for each identity folder. What is measured is
 everything but training: the runner, the wire, TLS, signatures and the server.
+
+Each client has its own constant. With a difference of zero the version would stay the same, and the clients, which keep
+what they have downloaded, would not download it again; with one constant for all the server would keep one blob.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,17 +28,18 @@ from fedcore.layout import Layout, Vector
 from fedcore.messages import Hello
 
 TASK = "echo"
+ABOUT = Hello("benchmark", "cpu", (TASK,), ("full",), ("raw", "bf16"))
 
 
 class EchoWorker:
     """See the module's text. The task parameter `num_values` is the model's size."""
 
     def __init__(self) -> None:
-        self._zeros_D = np.zeros(0, dtype=np.float32)
+        self._delta_D = np.zeros(0, dtype=np.float32)
 
     def initialise(self, work: Work) -> tuple[Layout, Vector]:
         """Return a model of zeros."""
-        return self.layout(work), self._zeros(work)
+        return self.layout(work), np.zeros(_num_values(work), dtype=np.float32)
 
     def layout(self, work: Work) -> Layout:
         """Return one tensor."""
@@ -48,8 +53,10 @@ class EchoWorker:
         progress: Callable[[float], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Trained:
-        """Return a difference of zero."""
-        return Trained(self._zeros(work), 1, {}, None)
+        """Return this client's constant."""
+        if self._delta_D.size != _num_values(work):
+            self._delta_D = np.full(_num_values(work), constant_of(work.client), dtype=np.float32)
+        return Trained(self._delta_D, 1, {}, None)
 
     def evaluate(self, work: Work, base_D: Vector) -> Evaluation:
         """Measure nothing."""
@@ -58,10 +65,10 @@ class EchoWorker:
     def forget(self, job_id: str) -> None:
         """Keep nothing."""
 
-    def _zeros(self, work: Work) -> Vector:
-        if self._zeros_D.size != _num_values(work):
-            self._zeros_D = np.zeros(_num_values(work), dtype=np.float32)
-        return self._zeros_D
+
+def constant_of(client: str) -> float:
+    """Return what a client sends: small enough that a version stays within `max_abs` for thousands of rounds."""
+    return (1 + zlib.crc32(client.encode())) / 2**42
 
 
 def _num_values(work: Work) -> int:
@@ -73,7 +80,6 @@ def _num_values(work: Work) -> int:
 async def main(folders: list[Path]) -> None:
     """Run the clients until the process is stopped."""
     clock = SystemClock()
-    about = Hello("benchmark", "cpu", (TASK,), ("full",), ("raw", "bf16"))
     with ThreadPoolExecutor(1) as executor:
         runners = []
         for folder in folders:
@@ -83,7 +89,7 @@ async def main(folders: list[Path]) -> None:
                     GrpcTransport(identity, clock),
                     EchoWorker(),
                     identity.signing_key,
-                    about=about,
+                    about=ABOUT,
                     clock=clock,
                     executor=executor,
                     rng=np.random.default_rng(),

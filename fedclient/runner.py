@@ -205,9 +205,11 @@ class ClientRunner:
         if assignment.kind is WorkKind.INITIALISE:
             update = await self._compute(entry, partial(self._maker.initialise, assignment))
         else:
-            checked = await self._compute(entry, partial(self._maker.check, assignment))
-            frame = await self._frames.get(assignment, checked.max_frame_bytes, retry)
-            make = partial(self._maker.update, checked, frame, entry.set_progress, entry.stop)
+            frame = self._frames.at_hand(assignment)
+            if frame is None:
+                limit = await self._compute(entry, partial(self._maker.max_frame_bytes, assignment))
+                frame = await self._frames.download(assignment, limit, retry)
+            make = partial(self._maker.update, assignment, frame, entry.set_progress, entry.stop)
             update = await self._compute(entry, make)
         return await deliver(self._transport, update, retry)
 

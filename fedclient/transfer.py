@@ -10,11 +10,13 @@ from fedclient.backoff import Retry
 from fedclient.transport.base import Transport
 from fedclient.updates import MAX_JOBS, Declined, Update
 from fedcore.errors import Unreachable, UpdateRejected
-from fedcore.messages import CHUNK_BYTES, Assignment, UploadState
+from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES, Assignment, UploadState
 
 
 class Frames:
-    """Downloads versions and keeps the newest of each job, for a job evaluates what it trained from.
+    """The versions' frames: small ones came with their assignment, large ones are downloaded.
+
+    The newest downloaded one of each job is kept: what was trained from may be evaluated next.
 
     Args:
         transport: the way to the server.
@@ -22,9 +24,21 @@ class Frames:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._kept: OrderedDict[str, tuple[str, bytearray]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[str, memoryview]] = OrderedDict()
 
-    async def get(self, assignment: Assignment, max_bytes: int, retry: Retry) -> bytearray:
+    def at_hand(self, assignment: Assignment) -> memoryview | None:
+        """Return the assignment's frame if it need not be downloaded. Nobody may write to it.
+
+        Raises:
+            Declined: what came with the assignment is not what it announces.
+        """
+        if assignment.frame:
+            _check_digest(hashlib.sha256(assignment.frame).hexdigest(), assignment)
+            return memoryview(assignment.frame)
+        digest, kept = self._kept.get(assignment.job_id, ("", memoryview(b"")))
+        return kept if digest == assignment.frame_digest and len(kept) == assignment.frame_bytes else None
+
+    async def download(self, assignment: Assignment, max_bytes: int, retry: Retry) -> memoryview:
         """Return the assignment's frame, whole and with the right digest. Nobody may write to it.
 
         Args:
@@ -37,9 +51,6 @@ class Frames:
             NotFound: the server no longer has this version.
             Unreachable: the deadline passed.
         """
-        digest, kept = self._kept.get(assignment.job_id, ("", bytearray()))
-        if digest == assignment.frame_digest and len(kept) == assignment.frame_bytes:
-            return kept
         if not 0 < assignment.frame_bytes <= max_bytes:
             raise Declined(
                 f"a frame of {assignment.frame_bytes} bytes was announced; for this job it has 1 to {max_bytes}"
@@ -52,17 +63,16 @@ class Frames:
             self._kept.popitem(last=False)
         return frame
 
-    async def _fetch(self, assignment: Assignment, retry: Retry) -> bytearray:
-        frame = bytearray(assignment.frame_bytes)
+    async def _fetch(self, assignment: Assignment, retry: Retry) -> memoryview:
+        frame = memoryview(bytearray(assignment.frame_bytes))
         found = await self._fill(frame, assignment, retry)
         if found != assignment.frame_digest:
             # Once more from the start: a server that was restarted may have encoded the version anew in between.
             found = await self._fill(frame, assignment, retry)
-        if found != assignment.frame_digest:
-            raise Declined(f"the frame has digest {found}, {assignment.frame_digest} was announced")
+        _check_digest(found, assignment)
         return frame
 
-    async def _fill(self, frame: bytearray, assignment: Assignment, retry: Retry) -> str:
+    async def _fill(self, frame: memoryview, assignment: Assignment, retry: Retry) -> str:
         """Download into `frame` and return the digest of what came."""
         digest = hashlib.sha256()
         offset = 0
@@ -86,6 +96,11 @@ class Frames:
         return digest.hexdigest()
 
 
+def _check_digest(found: str, assignment: Assignment) -> None:
+    if found != assignment.frame_digest:
+        raise Declined(f"the frame has digest {found}, {assignment.frame_digest} was announced")
+
+
 async def deliver(transport: Transport, update: Update, retry: Retry) -> UploadState:
     """Send an update until the server says what became of it; the returned state has a result.
 
@@ -93,7 +108,7 @@ async def deliver(transport: Transport, update: Update, retry: Retry) -> UploadS
         Refused: the server does not take it at all.
         Unreachable: the deadline passed.
     """
-    small = len(update.header) + len(update.frame) <= CHUNK_BYTES
+    small = len(update.header) + len(update.frame) <= MESSAGE_BYTES
     while True:
         try:
             if small:
@@ -108,6 +123,8 @@ async def deliver(transport: Transport, update: Update, retry: Retry) -> UploadS
         except UpdateRejected as error:
             return UploadState(0, error.reason, str(error))
         except Unreachable as error:
+            # A line that was too slow for the whole of it takes it in chunks, and goes on where it broke.
+            small = small and len(update.frame) <= CHUNK_BYTES
             await retry.wait(error)
 
 

@@ -82,19 +82,14 @@ class Update:
 
 
 @dataclass(frozen=True)
-class CheckedWork:
-    """An assignment that this client can do, as far as a check before the download tells.
+class _Plan:
+    """What stays the same over all assignments of a job; `spec` is the job as it came."""
 
-    Attributes:
-        max_frame_bytes: of the version to download.
-    """
-
-    assignment: Assignment
-    work: Work
+    spec: bytes
+    job: Job
     layout: Layout
     downlink: Pipeline
     uplink: Pipeline
-    max_frame_bytes: int
 
 
 class UpdateMaker:
@@ -114,7 +109,7 @@ class UpdateMaker:
         self._signing_key = signing_key
         self._federation = federation
         self._client = client
-        self._jobs: OrderedDict[str, None] = OrderedDict()
+        self._plans: OrderedDict[str, _Plan | None] = OrderedDict()  # None: known, not planned yet
 
     def initialise(self, assignment: Assignment) -> Update:
         """Return version 0 as a raw frame, with its layout.
@@ -123,60 +118,72 @@ class UpdateMaker:
             Declined: the job is not valid, names what is not installed here, or its code failed.
         """
         with _declining():
-            layout, values_D = self._worker.initialise(self._work(assignment))
+            work = self._work(assignment, Job.from_json(assignment.job))
+            layout, values_D = self._worker.initialise(work)
             raw = build_pipeline([{"codec": "raw"}])
             frame = raw.encode(values_D, stream(assignment.seed, "encode"))
             return self._sign(assignment, layout, frame, rows=json.loads(layout.to_json()))
 
-    def check(self, assignment: Assignment) -> CheckedWork:
-        """Check all that can be checked before a download.
+    def max_frame_bytes(self, assignment: Assignment) -> int:
+        """Check all that can be checked before a download, and return what the frame can have at most.
 
         Raises:
             Declined: as for `initialise`, or this client computes another layout than the server has.
         """
         with _declining():
-            work = self._work(assignment)
-            compression = work.job.compression
-            downlink, uplink = _pipeline(compression.downlink), _pipeline(compression.uplink)
-            layout = self._worker.layout(work)
-            if layout.digest != assignment.layout_digest:
-                raise Declined(
-                    f"this client computes layout {layout.digest}, the server has {assignment.layout_digest}: "
-                    "task, adapter or their versions differ"
-                )
-            limit = downlink.max_frame_bytes(layout.num_values)
-            return CheckedWork(assignment, work, layout, downlink, uplink, limit)
+            plan = self._plan(assignment)
+            return plan.downlink.max_frame_bytes(plan.layout.num_values)
 
     def update(
-        self, checked: CheckedWork, frame: bytearray, progress: Callable[[float], None], stop: threading.Event
+        self,
+        assignment: Assignment,
+        frame: memoryview,
+        progress: Callable[[float], None],
+        stop: threading.Event,
     ) -> Update:
         """Decode the version and train on it or measure it.
 
         Raises:
-            Declined: the frame is malformed, or the task's code failed.
+            Declined: as for `max_frame_bytes`, or the frame is malformed, or the task's code failed.
             Stopped: `stop` was set.
         """
         with _declining():
-            base_D = checked.downlink.decode(memoryview(frame), checked.layout.num_values)
-            if checked.assignment.kind is WorkKind.EVALUATE:
-                measured = self._worker.evaluate(checked.work, base_D)
-                return self._sign(checked.assignment, checked.layout, b"", evaluation=measured)
-            trained = self._worker.train(checked.work, base_D, progress=progress, stop=stop)
+            plan = self._plan(assignment)
+            work = self._work(assignment, plan.job)
+            base_D = plan.downlink.decode(frame, plan.layout.num_values)
+            if assignment.kind is WorkKind.EVALUATE:
+                measured = self._worker.evaluate(work, base_D)
+                return self._sign(assignment, plan.layout, b"", evaluation=measured)
+            trained = self._worker.train(work, base_D, progress=progress, stop=stop)
             return self._sign(
-                checked.assignment,
-                checked.layout,
-                checked.uplink.encode(trained.delta_D, stream(checked.assignment.seed, "encode")),
+                assignment,
+                plan.layout,
+                plan.uplink.encode(trained.delta_D, stream(assignment.seed, "encode")),
                 num_examples=trained.num_examples,
                 metrics=trained.metrics,
                 evaluation=trained.evaluation,
             )
 
-    def _work(self, assignment: Assignment) -> Work:
-        job = Job.from_json(assignment.job)
-        self._jobs[assignment.job_id] = None
-        self._jobs.move_to_end(assignment.job_id)
-        while len(self._jobs) > MAX_JOBS:
-            self._worker.forget(self._jobs.popitem(last=False)[0])
+    def _plan(self, assignment: Assignment) -> _Plan:
+        plan = self._plans.get(assignment.job_id)
+        if plan is None or plan.spec != assignment.job:
+            job = Job.from_json(assignment.job)
+            layout = self._worker.layout(self._work(assignment, job))
+            compression = job.compression
+            plan = _Plan(assignment.job, job, layout, _pipeline(compression.downlink), _pipeline(compression.uplink))
+            self._plans[assignment.job_id] = plan
+        if plan.layout.digest != assignment.layout_digest:
+            raise Declined(
+                f"this client computes layout {plan.layout.digest}, the server has {assignment.layout_digest}: "
+                "task, adapter or their versions differ"
+            )
+        return plan
+
+    def _work(self, assignment: Assignment, job: Job) -> Work:
+        self._plans.setdefault(assignment.job_id, None)
+        self._plans.move_to_end(assignment.job_id)
+        while len(self._plans) > MAX_JOBS:
+            self._worker.forget(self._plans.popitem(last=False)[0])
         return Work(assignment.job_id, job, assignment.version, self._client, assignment.seed)
 
     def _sign(

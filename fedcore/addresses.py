@@ -7,6 +7,7 @@ import re
 
 from fedcore.errors import InvalidInput
 
+_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 
 
@@ -24,6 +25,9 @@ def check_host(host: str, what: str = "host") -> str:
         if len(host) > 253 or not all(map(_HOST_LABEL.fullmatch, labels)) or labels[-1].isdigit():
             raise InvalidInput(f"{what} {host[:80]!r} is neither a DNS name nor an IP address") from None
         return host
+    zone = host.partition("%")[2]  # fe80::1%eth0: Python lets anything stand after the sign
+    if zone and _ZONE.fullmatch(zone) is None:
+        raise InvalidInput(f"{what} {host[:80]!r} has a zone that is not a name of a network interface")
     if address.is_unspecified:
         raise InvalidInput(f"{what} {host!r} is an address to listen on; give the one that clients dial")
     return host

@@ -12,6 +12,7 @@ FedError
 │   ├── Unauthenticated         no certificate, a revoked one, a bad token or signature
 │   └── UpdateRejected          an update that was looked at and not counted; ``reason`` is an `UpdateResult`
 ├── Unreachable                 nobody answers; trying again later makes sense
+│   └── Busy                    somebody does, and has too much in hand for the caller already
 ├── StateError                  the state folder
 │   ├── StateLocked             another server works on it
 │   ├── StateUnusable           missing, of a newer format, corrupt
@@ -158,6 +159,12 @@ class Unreachable(FedError):
 
     code = "unreachable"
     exit_code = Exit.UNREACHABLE
+
+
+class Busy(Unreachable):
+    """The other side has too much in hand for this caller already. Trying again later makes sense."""
+
+    code = "busy"
 
 
 class StateError(FedError):

@@ -13,6 +13,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -268,15 +269,20 @@ def verify(public_key: bytes, context: bytes, data: bytes, signature: bytes) -> 
     Raises:
         Unauthenticated: it is not, or the public key is malformed or of small order.
     """
-    if len(public_key) != 32:
-        raise Unauthenticated(f"the signing key has {len(public_key)} bytes; Ed25519 has 32")
-    y = int.from_bytes(public_key, "little") % 2**255
-    if y % _P25519 in _SMALL_ORDER:
-        raise Unauthenticated("the signing key is a point of small order: its signatures prove nothing")
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _signed_message(context, data))
+        _public_key(public_key).verify(signature, _signed_message(context, data))
     except (InvalidSignature, ValueError) as error:
         raise Unauthenticated("the signature does not fit the data and the key") from error
+
+
+@lru_cache(maxsize=16384)
+def _public_key(data: bytes) -> Ed25519PublicKey:
+    if len(data) != 32:
+        raise Unauthenticated(f"the signing key has {len(data)} bytes; Ed25519 has 32")
+    y = int.from_bytes(data, "little") % 2**255
+    if y % _P25519 in _SMALL_ORDER:
+        raise Unauthenticated("the signing key is a point of small order: its signatures prove nothing")
+    return Ed25519PublicKey.from_public_bytes(data)
 
 
 def _signed_message(context: bytes, data: bytes) -> bytes:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json
 
 from fedcore.errors import UpdateRejected, UpdateResult
 from fedcore.names import NAME_PATTERN
 
 CHUNK_BYTES: Final = 1 << 20
+MESSAGE_BYTES: Final = 2 << 20
+"""A frame of at most so many bytes travels whole within the session, a larger one in chunks in a stream of its own."""
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_METRICS: Final = 32
 MAX_METRIC: Final = 1e30
@@ -65,6 +68,23 @@ class Decline:
 
 
 @dataclass(frozen=True)
+class SmallUpdate:
+    """A whole update; header and frame have at most `MESSAGE_BYTES` together.
+
+    Attributes:
+        number: chosen by the client; the answer bears it too.
+        header: `UpdateHeader` as the very bytes that were signed.
+        signature: over `header`.
+        frame: empty for an evaluation.
+    """
+
+    number: int
+    header: bytes
+    signature: bytes
+    frame: bytes
+
+
+@dataclass(frozen=True)
 class Assignment:
     """Work for one client.
 
@@ -73,8 +93,9 @@ class Assignment:
         version: the global state to start from.
         seed: of the client's random stream for this work.
         layout_digest: empty for `WorkKind.INITIALISE`, as are `frame_digest` and `frame_bytes`.
-        frame_digest: SHA-256 (hex) of the frame to download.
+        frame_digest: SHA-256 (hex) of the version's frame.
         deadline_s: seconds from now.
+        frame: all of it if it has at most `MESSAGE_BYTES`; else empty, and the frame is to be downloaded.
     """
 
     assignment_id: str
@@ -87,6 +108,7 @@ class Assignment:
     frame_digest: str
     frame_bytes: int
     deadline_s: float
+    frame: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -104,6 +126,14 @@ class UploadState:
     received_bytes: int
     result: UpdateResult | None = None
     text: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of the `SmallUpdate` of that number."""
+
+    number: int
+    state: UploadState
 
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -143,7 +173,19 @@ class UpdateHeader(BaseModel):
     metrics: Metrics = Field(default_factory=dict)
     evaluated_examples: Annotated[int, Field(ge=0, le=2**31)] = 0
     evaluation: Metrics = Field(default_factory=dict)
-    layout: list[JsonValue] | None = None
+    layout: list[Any] | None = None  # of Any, for checking each value as `JsonValue` takes seconds for a long header
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return WorkKind(value) if isinstance(value, str) else value
+
+    @field_validator("layout")
+    @classmethod
+    def _can_be_written(cls, value: list[Any] | None) -> list[Any] | None:
+        if value is not None:
+            json.dumps(value, allow_nan=False)  # NaN, which pydantic reads within Any, is not JSON
+        return value
 
     def to_bytes(self) -> bytes:
         """Return the canonical form: JSON with sorted keys, no spaces, ASCII."""
@@ -159,10 +201,12 @@ class UpdateHeader(BaseModel):
         if len(data) > MAX_HEADER_BYTES:
             raise UpdateRejected(UpdateResult.MALFORMED, f"header of {len(data)} bytes, at most {MAX_HEADER_BYTES}")
         try:
-            return UpdateHeader.model_validate_json(data, strict=True)
+            # In two steps, because pydantic's own reading would copy the whole input for each error in it.
+            return UpdateHeader.model_validate(from_json(data), strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_url=False, include_context=False)[0]
             path = ".".join(["header", *map(str, first["loc"])])[:80]
-            raise UpdateRejected(
-                UpdateResult.MALFORMED, f"{path}: {first['msg']}, got {str(first['input'])[:80]!r}"
-            ) from error
+            value = "" if isinstance(first["input"], list | dict) else f", got {str(first['input'])[:80]!r}"
+            raise UpdateRejected(UpdateResult.MALFORMED, f"{path}: {first['msg']}{value}") from error
+        except ValueError as error:
+            raise UpdateRejected(UpdateResult.MALFORMED, f"header: Invalid JSON: {error}") from error

@@ -58,7 +58,7 @@ class ServerConfig(Params):
             raise ConfigError(f"{path} cannot be read: {error}") from error
         try:
             tree = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: bad TOML, and integers of over 4300 digits
             raise ConfigError(f"{path}: not TOML: {error}") from error
         try:
             return cls.model_validate(tree)

@@ -7,6 +7,7 @@ stops them in reverse order, so that nothing is taken in that could not be made 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -102,7 +103,7 @@ async def serve(folder: Path, config: ServerConfig, on_ready: Callable[[Ready], 
             lambda client, reason: federation.cut(client, reason),  # noqa: PLW0108 - made below: each knows the other
         )
         federation = Federation(services, state.federation, membership.signing_key)
-        rpc = RpcServer(federation, membership, metrics, authority)
+        rpc = RpcServer(federation, membership, metrics, authority, clock)
 
         async def listen() -> None:
             await rpc.start(config.host, config.port, config.enrolment_port)
@@ -114,11 +115,12 @@ async def serve(folder: Path, config: ServerConfig, on_ready: Callable[[Ready], 
                     endpoint.url,
                 )
             )
+            gc.freeze()  # what is there now stays: the collector need not look at it again
             log.info("serving", extra={"federation": state.federation, "address": ready[0].address})
             on_ready(ready[0])
 
         try:
-            await _until_stopped(federation, journal, listen, lambda: rpc.stop(STOP_GRACE_S))
+            await _until_stopped(federation, (journal.failed, rpc.broken), listen, lambda: rpc.stop(STOP_GRACE_S))
         finally:
             await journal.close()
     log.info("stopped")
@@ -126,14 +128,14 @@ async def serve(folder: Path, config: ServerConfig, on_ready: Callable[[Ready], 
 
 async def _until_stopped(
     federation: Federation,
-    journal: Journal,
+    failures: Sequence[asyncio.Future[Any]],
     listen: Callable[[], Awaitable[None]],
     hang_up: Callable[[], Awaitable[None]],
 ) -> None:
     """Run the federation until a signal comes; `listen` once its jobs stand where they stood, `hang_up` before they go.
 
     Raises:
-        FedError: the journal, a job's engine, or `listen` failed.
+        FedError: one of `failures`, a job's engine, or `listen` failed.
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -142,14 +144,15 @@ async def _until_stopped(
     running = asyncio.create_task(federation.run())
     stopping = asyncio.create_task(stopped.wait())
     recovered = asyncio.create_task(federation.recovered.wait())
-    ends: set[asyncio.Future[Any]] = {running, stopping, journal.failed}
+    ends: set[asyncio.Future[Any]] = {running, stopping, *failures}
     try:
         await asyncio.wait({recovered, *ends}, return_when=asyncio.FIRST_COMPLETED)
         if not any(end.done() for end in ends):
             await listen()
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if journal.failed.done():
-            raise journal.failed.result()
+        for failure in failures:
+            if failure.done():
+                raise failure.result()
         if running.done():
             await running
     except* FedError as group:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from fedcore.errors import InvalidInput, NotFound, Refused, Unreachable
 from fedcore.jobfile import Job
-from fedcore.messages import Decline, Heartbeat, Hello
+from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, SmallUpdate
 from fedserver.rounds.attempt import split_spool_key
 from fedserver.rounds.engine import JobEngine
 from fedserver.rounds.fleet import Fleet, Seat
@@ -22,13 +23,14 @@ from fedserver.rounds.intake import Intake
 from fedserver.rounds.plan import Plan, make_plan
 from fedserver.rounds.scheduler import Drop, Dropped
 from fedserver.rounds.services import Services
-from fedserver.state.base import JobRecord, JobStatus, VersionRecord
+from fedserver.state.records import JobRecord, JobStatus, VersionRecord
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL_S = 10.0
 SILENCE_S = 3 * HEARTBEAT_INTERVAL_S
 MIN_ID_CHARS = 6
+MAX_VERSION = 2**63 - 1  # what a store can hold; no job gets so far
 
 
 class Federation:
@@ -129,22 +131,42 @@ class Federation:
             NotFound: no such job or version.
         """
         store = self.services.store
-        found = store.latest_version(job_id) if version is None else store.version(job_id, version)
+        found = store.latest_version(job_id) if version is None else store.version(job_id, min(version, MAX_VERSION))
         if found is None:
             what = "a version yet" if version is None else f"version {version}"
             raise NotFound(f"job {job_id!r} does not have {what}")
         return found
 
-    def frame(self, job_id: str, version: int) -> memoryview:
-        """Return a version as clients download it.
+    async def frame(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+        """Yield a version from `offset` to its end as clients download it, in chunks.
 
         Raises:
             NotFound: no such job or version.
+            InvalidInput: `offset` is beyond the end.
         """
-        return self.services.blobs.open(self.version(job_id, version).frame_blob)
+        found = self.version(job_id, version)
+        head = found.frame_head
+        if offset < len(head):
+            yield head[offset:]
+            self._sent(job_id, len(head) - offset)
+        async for chunk in self._chunks(found.frame_body, max(0, offset - len(head))):
+            yield chunk
+            self._sent(job_id, len(chunk))
 
-    def sent(self, job_id: str, num_bytes: int) -> None:
-        """Count bytes of a frame that went to a client."""
+    async def state(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+        """Yield a version's values from byte `offset` to their end, in chunks; raises like `frame`."""
+        async for chunk in self._chunks(self.version(job_id, version).state_blob, offset):
+            yield chunk
+
+    async def _chunks(self, digest: str, offset: int) -> AsyncIterator[bytes]:
+        vault, loop = self.services.vault, asyncio.get_running_loop()
+        num_bytes = vault.size(digest)
+        if offset > num_bytes:
+            raise InvalidInput(f"offset {offset}, there are {num_bytes} bytes")
+        for start in range(offset, num_bytes, CHUNK_BYTES):
+            yield await loop.run_in_executor(self.services.workers, vault.read, digest, start, CHUNK_BYTES)
+
+    def _sent(self, job_id: str, num_bytes: int) -> None:
         if (engine := self.engines.get(job_id)) is not None:
             engine.downlink_bytes += num_bytes
             self.services.metrics.transferred(job_id, "downlink", engine.state.stage.value, num_bytes)
@@ -158,6 +180,17 @@ class Federation:
         log.info("client joined", extra={"client": client, "software": hello.software, "device": hello.device})
         self._fleet_changed()
         return seat
+
+    async def orders(self, seat: Seat) -> AsyncIterator[Assignment | Cancel | Answer]:
+        """Yield what a client is told, until its session ends.
+
+        Raises:
+            FedError: why the session was ended.
+        """
+        async for order in seat.orders():
+            yield order
+            if isinstance(order, Assignment) and order.frame:
+                self._sent(order.job_id, len(order.frame))
 
     def leave(self, seat: Seat) -> None:
         """A client's session has ended."""
@@ -179,7 +212,7 @@ class Federation:
         for seat in list(self.fleet.seats.values()):
             self.fleet.leave(seat)
 
-    async def heard(self, seat: Seat, event: Heartbeat | Decline) -> None:
+    async def heard(self, seat: Seat, event: Heartbeat | Decline | SmallUpdate) -> None:
         """Take what a client says in its session."""
         seat.seen_s = self.services.clock.now_s()
         match event:
@@ -189,6 +222,13 @@ class Federation:
             case Decline():
                 for engine in list(self.engines.values()):
                     await engine.declined(seat.client, event)
+            case SmallUpdate():
+                seat.seen_s = math.inf  # it is we who let it wait now
+                try:
+                    state = await self.intake.send(seat.client, event.header, event.signature, event.frame)
+                finally:
+                    seat.seen_s = self.services.clock.now_s()
+                seat.order(Answer(event.number, state))
 
     async def _watch_silence(self) -> None:
         clock = self.services.clock

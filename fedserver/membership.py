@@ -19,8 +19,9 @@ from fedserver.metrics import Metrics
 from fedserver.security import access, tokens
 from fedserver.security.authority import Authority
 from fedserver.security.certificates import pem
-from fedserver.state.base import ClientRecord, Store, TokenRecord
+from fedserver.state.base import Store
 from fedserver.state.journal import Journal
+from fedserver.state.records import ClientRecord, TokenRecord
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -39,6 +40,9 @@ _ROUND_BUCKETS_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 360
 # A commit costs one fdatasync: 0.1 ms on an idle NVMe, seconds on a dying disk.
 _COMMIT_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 class _PhaseCollector(Collector):
@@ -108,6 +112,7 @@ class Metrics:
         reg = self.registry
         self._phases = _PhaseCollector(now)
         reg.register(self._phases)
+        self._series: dict[tuple[object, tuple[str, ...]], object] = {}
 
         self.rounds = Counter(
             "roundtable_rounds_total", "Rounds that ended, by outcome.", ("job", "outcome"), registry=reg
@@ -209,8 +214,8 @@ class Metrics:
 
     def waiting(self, job: str, *, clients: int, updates: int) -> None:
         """Set how many clients and how many updates the open round lacks; 0 and 0 when it waits for nothing."""
-        self.waiting_for.labels(job, "clients").set(clients)
-        self.waiting_for.labels(job, "updates").set(updates)
+        self._of(self.waiting_for, job, "clients").set(clients)
+        self._of(self.waiting_for, job, "updates").set(updates)
 
     def round_closed(self, job: str, *, version: int, seconds: float) -> None:
         """Count a round that made `version` in `seconds` since it was opened."""
@@ -228,7 +233,7 @@ class Metrics:
         A job that does not exist is a name that a client chose, so that result is counted with an empty label:
         nobody makes series by inventing names.
         """
-        self.updates.labels("" if result is UpdateResult.UNKNOWN_JOB else job, result.value).inc()
+        self._of(self.updates, "" if result is UpdateResult.UNKNOWN_JOB else job, result.value).inc()
 
     def transferred(self, job: str, direction: str, kind: str, num_bytes: int) -> None:
         """Count bytes of updates or downloads that went over the wire.
@@ -244,7 +249,11 @@ class Metrics:
         """
         if direction not in DIRECTIONS or kind not in KINDS:
             raise ValueError(f"{direction!r}, {kind!r}: not one of {DIRECTIONS} and one of {KINDS}")
-        self.transferred_bytes.labels(job, direction, kind).inc(num_bytes)
+        self._of(self.transferred_bytes, job, direction, kind).inc(num_bytes)
+
+    def folded(self, job: str, seconds: float) -> None:
+        """Count an update that took so long to fold."""
+        self._of(self.fold_seconds, job).observe(seconds)
 
     def evaluated(self, job: str, *, version: int, figures: Mapping[str, float]) -> None:
         """Show the figures of the newest evaluated version and drop those of the one before.
@@ -267,6 +276,13 @@ class Metrics:
         """Count one durable commit of the journal."""
         self.journal_commit_seconds.observe(seconds)
         self.journal_batch_records.observe(records)
+
+    def _of(self, metric: M, *labels: str) -> M:
+        """Return the series with these labels; looked up once, for these are asked for with every update."""
+        found = self._series.get((metric, labels))
+        if found is None:
+            found = self._series[metric, labels] = metric.labels(*labels)
+        return cast("M", found)
 
 
 def _is_name(text: str) -> bool:

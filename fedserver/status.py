@@ -8,7 +8,7 @@ from typing import Any
 from fedcore.jobfile import Job
 from fedserver.federation import Federation
 from fedserver.rounds.engine import JobEngine
-from fedserver.state.base import JobRecord, VersionRecord
+from fedserver.state.records import JobRecord, VersionRecord
 
 
 def status_of(federation: Federation, enrolled: int, job_id: str = "") -> dict[str, Any]:

@@ -30,9 +30,9 @@ from fedserver.federation import Federation
 from fedserver.metrics import Metrics
 from fedserver.rounds.fleet import Fleet
 from fedserver.rounds.services import Services
-from fedserver.state.base import JobStatus, VersionRecord
 from fedserver.state.journal import Journal
 from fedserver.state.memory import MemoryBlobs, MemoryStore
+from fedserver.state.records import JobStatus, VersionRecord
 from fedserver.status import history_of, status_of
 from fedsim.clock import VirtualClock
 from fedsim.transport import InProcessTransport
@@ -169,7 +169,7 @@ def _result(federation: Federation, job_id: str) -> Simulated:
         job_id,
         record.layout or b"",
         version,
-        bytes(federation.services.blobs.open(version.state_blob)),
+        bytes(federation.services.vault.open(version.state_blob)),
         history_of(federation, job_id),
         status_of(federation, 0, job_id)["jobs"][0],
     )

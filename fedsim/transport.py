@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fedcore.errors import UpdateRejected
-from fedcore.messages import CHUNK_BYTES, Assignment, Cancel, Decline, Heartbeat, Hello, UploadState
+from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, UploadState
 from fedserver.federation import HEARTBEAT_INTERVAL_S, Federation
 from fedserver.rounds.fleet import Seat
 from fedserver.rounds.intake import Announced
@@ -21,9 +21,11 @@ class InProcessSession:
         self._federation = federation
         self._seat = seat
 
-    def orders(self) -> AsyncIterator[Assignment | Cancel]:
+    async def orders(self) -> AsyncIterator[Assignment | Cancel]:
         """See `Session.orders`."""
-        return self._seat.orders()
+        async for order in self._federation.orders(self._seat):
+            if not isinstance(order, Answer):
+                yield order
 
     async def send(self, event: Heartbeat | Decline) -> None:
         """See `Session.send`."""
@@ -49,11 +51,8 @@ class InProcessTransport:
 
     async def download(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
         """See `Transport.download`."""
-        frame = self._server.frame(job_id, version)
-        for start in range(offset, len(frame), CHUNK_BYTES):
-            data = bytes(frame[start : start + CHUNK_BYTES])
-            yield data
-            self._server.sent(job_id, len(data))
+        async for chunk in self._server.frame(job_id, version, offset):
+            yield chunk
 
     async def upload_state(self, update_id: str) -> UploadState:
         """See `Transport.upload_state`."""
@@ -65,8 +64,8 @@ class InProcessTransport:
         if isinstance(announced, UploadState):
             return announced
         upload = self._server.intake.upload(announced)
-        if offset != upload.num_bytes:
-            return UploadState(upload.num_bytes)
+        if offset != (held := await upload.resume()):
+            return UploadState(held)
         try:
             for start in range(offset, len(frame), CHUNK_BYTES):
                 await upload.append(start, frame[start : start + CHUNK_BYTES])
@@ -76,10 +75,7 @@ class InProcessTransport:
 
     async def send_update(self, header: bytes, signature: bytes, frame: bytes) -> UploadState:
         """See `Transport.send_update`."""
-        announced = await self._announce(header, signature)
-        if isinstance(announced, UploadState):
-            return announced
-        return await self._server.intake.send(announced, frame)
+        return await self._server.intake.send(self.client, header, signature, frame)
 
     async def close(self) -> None:
         """See `Transport.close`."""

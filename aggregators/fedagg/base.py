@@ -121,6 +121,10 @@ class Fold(Protocol):
         """
         ...
 
+    def clear(self) -> None:
+        """Forget every update: the fold is as it was when it was opened, in the same memory. Mends a broken one."""
+        ...
+
     def mean_blocks(self, block_values: int = BLOCK_VALUES) -> Iterator[Vector]:
         """Return the aggregate as new float32 blocks of `block_values` values, the last one shorter, D in all.
 

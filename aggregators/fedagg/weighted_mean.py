@@ -103,6 +103,12 @@ class FixedPointFold:
         self._num_updates += 1
         self._total_weight += weight
 
+    def clear(self) -> None:
+        """See `Fold.clear`."""
+        self._sums_D.fill(0)
+        self._num_updates = self._total_weight = 0
+        self._broken = False
+
     def mean_blocks(self, block_values: int = BLOCK_VALUES) -> Iterator[Vector]:
         """See `Fold.mean_blocks`."""
         self._check_whole()

@@ -97,11 +97,11 @@ class Transport(Protocol):
         ...
 
     async def send_update(self, header: bytes, signature: bytes, frame: bytes) -> UploadState:
-        """Send a small update (`header` and `frame` together at most `CHUNK_BYTES`) in one message.
+        """Send a small update (`header` and `frame` together at most `MESSAGE_BYTES`) within the open session.
 
         Raises:
             Refused: as for `upload`.
-            Unreachable: no answer; sending the same bytes again is safe.
+            Unreachable: no session, or no answer; sending the same bytes again is safe.
         """
         ...
 

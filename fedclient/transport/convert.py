@@ -7,7 +7,17 @@ from typing import Final
 
 from fedcore.errors import InvalidInput, Refused, UpdateResult
 from fedcore.jobfile import MAX_JOB_BYTES
-from fedcore.messages import Assignment, Cancel, Decline, Heartbeat, Hello, UploadState, WorkKind
+from fedcore.messages import (
+    MESSAGE_BYTES,
+    Assignment,
+    Cancel,
+    Decline,
+    Heartbeat,
+    Hello,
+    SmallUpdate,
+    UploadState,
+    WorkKind,
+)
 from fedproto.v1 import client_pb2
 
 MAX_REASON_CHARS: Final = 2000
@@ -41,14 +51,22 @@ def hello_to_wire(hello: Hello) -> client_pb2.SessionRequest:
     )
 
 
-def event_to_wire(event: Heartbeat | Decline) -> client_pb2.SessionRequest:
+def event_to_wire(event: Heartbeat | Decline | SmallUpdate) -> client_pb2.SessionRequest:
     """Return a later message of a session."""
-    if isinstance(event, Heartbeat):
-        beat = client_pb2.Heartbeat(assignment_id=event.assignment_id, progress=event.progress)
-        return client_pb2.SessionRequest(heartbeat=beat)
-    reason = event.reason[:MAX_REASON_CHARS]
-    decline = client_pb2.Decline(assignment_id=event.assignment_id, reason=reason, transient=event.transient)
-    return client_pb2.SessionRequest(decline=decline)
+    match event:
+        case Heartbeat():
+            beat = client_pb2.Heartbeat(assignment_id=event.assignment_id, progress=event.progress)
+            return client_pb2.SessionRequest(heartbeat=beat)
+        case Decline():
+            reason = event.reason[:MAX_REASON_CHARS]
+            decline = client_pb2.Decline(assignment_id=event.assignment_id, reason=reason, transient=event.transient)
+            return client_pb2.SessionRequest(decline=decline)
+        case SmallUpdate():
+            request = client_pb2.SessionRequest()
+            update = request.update  # filled in place: a message given to another one is copied, and its frame too
+            update.number = event.number
+            update.header, update.signature, update.frame = event.header, event.signature, event.frame
+            return request
 
 
 def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
@@ -69,6 +87,11 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
                 raise UnfitAssignment(f"{name} {value[:80]!r} is not 64 hexadecimal digits")
     if len(message.job) > MAX_JOB_BYTES:
         raise UnfitAssignment(f"job of {len(message.job)} bytes, at most {MAX_JOB_BYTES}")
+    if message.frame and not len(message.frame) == message.frame_bytes <= MESSAGE_BYTES:
+        raise UnfitAssignment(
+            f"frame of {len(message.frame)} bytes within the session, announced are {message.frame_bytes}, at most"
+            f" {MESSAGE_BYTES} are sent so"
+        )
     return Assignment(
         assignment_id=message.assignment_id,
         job_id=message.job_id,
@@ -80,6 +103,7 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
         frame_digest=message.frame_digest,
         frame_bytes=message.frame_bytes,
         deadline_s=message.deadline_ms / 1000,
+        frame=message.frame,
     )
 
 

@@ -20,13 +20,15 @@ from fedclient.transport.convert import (
     cancel_from_wire,
     event_to_wire,
     heartbeat_interval_s,
+    upload_state_from_wire,
 )
 from fedclient.transport.errors import wire_errors
-from fedcore.errors import FedError, Refused
-from fedcore.messages import Assignment, Cancel, Decline, Heartbeat
+from fedcore.errors import FedError, Refused, Unreachable
+from fedcore.messages import Assignment, Cancel, Decline, Heartbeat, SmallUpdate, UploadState
 from fedproto.v1 import client_pb2
 
 SEND_S: Final = 30.0
+ANSWER_S: Final = 30.0
 GOODBYE_S: Final = 2.0
 # What a client may have waiting. A server that sends more without end is held back by flow control.
 MAX_WAITING_ORDERS: Final = 64
@@ -42,6 +44,8 @@ class GrpcSession:
         self._call = call
         self._heartbeat_interval_s = 0.0
         self._orders: asyncio.Queue[Assignment | Cancel | FedError | None] = asyncio.Queue(MAX_WAITING_ORDERS)
+        self._answers: dict[int, asyncio.Future[UploadState]] = {}
+        self._num_sent = 0
         self._writing = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
 
@@ -69,11 +73,29 @@ class GrpcSession:
                 raise order
             yield order
 
-    async def send(self, event: Heartbeat | Decline) -> None:
+    async def send(self, event: Heartbeat | Decline | SmallUpdate) -> None:
         """See `Session.send`."""
         with wire_errors("room for a message to the server"):
             async with asyncio.timeout(SEND_S), self._writing:
                 await self._call.write(event_to_wire(event))
+
+    async def send_update(self, header: bytes, signature: bytes, frame: bytes) -> UploadState:
+        """See `Transport.send_update`."""
+        if self._reader is None or self._reader.done():
+            raise Unreachable("the session is over")
+        self._num_sent += 1
+        number = self._num_sent
+        answer: asyncio.Future[UploadState] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            # In a task of its own: whoever cancels us must not cancel the session.
+            await asyncio.shield(asyncio.create_task(self.send(SmallUpdate(number, header, signature, frame))))
+            with wire_errors("the answer to an update"):
+                async with asyncio.timeout(ANSWER_S):
+                    return await answer
+        finally:
+            del self._answers[number]
+            answer.cancel()
 
     async def goodbye(self) -> None:
         """Close our side, give the server a moment to read what was sent and to close its own, then end the stream."""
@@ -101,6 +123,9 @@ class GrpcSession:
                     await self._orders.put(order)
         except FedError as error:
             end = error
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(Unreachable(f"the session ended before the answer: {end or 'in good order'}"))
         await self._orders.put(end)
 
     async def _order(self, reply: client_pb2.SessionReply) -> Assignment | Cancel | None:
@@ -113,6 +138,13 @@ class GrpcSession:
                     await self.send(Decline(reply.assignment.assignment_id[:64], str(error)))
             case "cancel":
                 return cancel_from_wire(reply.cancel)
+            case "upload":
+                answer = self._answers.get(reply.upload.number)
+                if answer is not None and not answer.done():
+                    try:
+                        answer.set_result(upload_state_from_wire(reply.upload))
+                    except Refused as error:
+                        answer.set_exception(error)
             case other:
                 # A newer server may say more than we know; what must be answered comes as an assignment.
                 _log.debug("order ignored", extra={"order": str(other)})

@@ -48,6 +48,7 @@ class GrpcTransport:
         self._clock = clock
         self._server = server or identity.server
         self._channel: grpc.aio.Channel | None = None
+        self._session: GrpcSession | None = None
 
     @asynccontextmanager
     async def connect(self, hello: Hello) -> AsyncIterator[GrpcSession]:
@@ -62,8 +63,11 @@ class GrpcTransport:
                 async with asyncio.timeout(ANSWER_S):
                     await call.write(hello_to_wire(hello))
                     await session.welcome()
+            self._session = session
             yield session
         finally:
+            if self._session is session:
+                self._session = None
             await session.goodbye()
 
     async def download(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
@@ -106,8 +110,9 @@ class GrpcTransport:
             while going_on and offset < frame_view.nbytes:
                 # protobuf takes bytes only, so each chunk is copied once; gRPC's flow control paces this loop.
                 data = bytes(frame_view[offset : offset + CHUNK_BYTES])
-                chunk = client_pb2.Chunk(offset=offset, data=data)
-                going_on = await self._write(call, client_pb2.UploadRequest(chunk=chunk))
+                request = client_pb2.UploadRequest()
+                request.chunk.offset, request.chunk.data = offset, data
+                going_on = await self._write(call, request)
                 offset += len(data)
             with wire_errors("the answer to an upload"):
                 async with asyncio.timeout(DURABLE_S):
@@ -118,10 +123,9 @@ class GrpcTransport:
 
     async def send_update(self, header: bytes, signature: bytes, frame: bytes) -> UploadState:
         """See `Transport.send_update`."""
-        request = client_pb2.SendUpdateRequest(header=header, signature=signature, frame=frame)
-        with wire_errors("the answer to an update"):
-            async with asyncio.timeout(ANSWER_S):
-                return upload_state_from_wire(await self._stub().SendUpdate(request))
+        if self._session is None:
+            raise Unreachable("there is no session")
+        return await self._session.send_update(header, signature, frame)
 
     async def close(self) -> None:
         """See `Transport.close`."""

@@ -66,13 +66,17 @@ def _address(folder: Path) -> str:
     from fedserver.config import ServerConfig
 
     config = ServerConfig.load(folder)  # first: it has the words for a folder that is none
+    damaged = StateUnusable(f"{folder / _RUNNING} is damaged; remove it and start the server again")
     try:
-        found = json.loads(read_private(folder / _RUNNING))["address"]
+        found = json.loads(read_private(folder / _RUNNING))
     except NotFound:
         if config.port == 0:
             raise Unreachable(f"no server runs on {folder}: start it with `fedserver run`") from None
         host = f"[{config.public_host}]" if ":" in config.public_host else config.public_host
         return f"{host}:{config.port}"
-    except (ValueError, KeyError, TypeError) as error:
-        raise StateUnusable(f"{folder / _RUNNING} is damaged; remove it and start the server again") from error
-    return str(found)
+    except (ValueError, RecursionError) as error:
+        raise damaged from error
+    match found:
+        case {"address": str(address)}:
+            return address
+    raise damaged

@@ -106,6 +106,10 @@ def run(
 
     Options go before what server.toml in the state folder says.
     """
+    from fedserver.allocator import use_one_arena
+
+    use_one_arena()  # before the modules below start threads
+
     import asyncio
 
     from fedcore.logs import configure

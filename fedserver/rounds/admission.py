@@ -14,6 +14,7 @@ from fedcore.layout import Layout, Vector
 from fedcore.messages import SIGNATURE_CONTEXT, UpdateHeader, WorkKind
 from fedserver.rounds.attempt import Attempt
 from fedserver.state.base import Store
+from fedserver.state.vault import passing
 
 if TYPE_CHECKING:
     from fedserver.rounds.engine import JobEngine
@@ -86,7 +87,7 @@ def check_frame(header: UpdateHeader, attempt: Attempt, engine: JobEngine, frame
         return
     try:
         blocks = pipeline.blocks(frame, layout_for(header, attempt, engine).num_values)
-        check_values(blocks, engine.job.aggregator.max_abs)
+        check_values(passing(blocks, frame), engine.job.aggregator.max_abs)
     except FrameError as error:
         raise UpdateRejected(UpdateResult.MALFORMED, str(error)) from error
 

@@ -15,13 +15,18 @@ class Alarm:
         self._clock = clock
         self._ring = ring
         self._task: asyncio.Task[None] | None = None
+        self._time_s: float | None = None
 
     def set(self, time_s: float | None) -> None:
         """Ring at `time_s` on the clock, or never; the time set before is forgotten."""
+        if time_s == self._time_s:
+            return
+        self._time_s = time_s
         if self._task is not None:
             self._task.cancel()
         self._task = None if time_s is None else asyncio.create_task(self._wait(time_s))
 
     async def _wait(self, time_s: float) -> None:
         await self._clock.sleep(max(0.0, time_s - self._clock.now_s()))
+        self._time_s = None
         self._ring()

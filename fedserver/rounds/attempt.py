@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fedagg.base import Fold
 from fedcore.errors import UpdateRejected, UpdateResult
 from fedcore.messages import UpdateHeader, WorkKind
-from fedserver.state.base import AssignmentRecord, AttemptRecord
+from fedserver.state.records import AssignmentRecord, AttemptRecord
 
 
 @dataclass
@@ -105,6 +105,16 @@ class Attempt:
             if record.client == client and record.assignment_id not in self.ended:
                 return record.assignment_id
         return None
+
+    def awaits(self, client: str, header: UpdateHeader) -> bool:
+        """Whether the update that `header` announces is the open answer to one of this client's assignments."""
+        record = self.assignments.get(header.assignment_id)
+        return (
+            record is not None
+            and record.client == client
+            and header.assignment_id not in self.ended
+            and not self._sealed
+        )
 
     def spool_of(self, client: str, update_id: str) -> str | None:
         """Return the key of an upload that the client has begun."""

@@ -5,8 +5,10 @@ Runs in a worker thread, block by block. Shape legend: D values in the flat vect
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +20,18 @@ from fedcore.rng import stream
 from fedserver.rounds.admission import layout_of
 from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.plan import INITIAL, Plan
-from fedserver.state.base import Blobs, VersionRecord
+from fedserver.state.records import BlobRecord, VersionRecord
+from fedserver.state.vault import RELEASE_BYTES, Kept, Vault, passing, release
 
 BLOCK_VALUES = 1 << 18
+
+
+class Frame(NamedTuple):
+    """A version as clients download it: `digest` is of head and body together."""
+
+    digest: str
+    head: bytes
+    body: Kept
 
 
 @dataclass(frozen=True)
@@ -31,15 +42,17 @@ class WrittenVersion:
         number: the version.
         layout: of its vector.
         state_blob: the global state, raw little-endian float32.
-        frame_blob: what clients download.
+        frame: what clients download.
         optimizer_blob: the server optimiser's state; None if it keeps none, or before its first step.
+        small: those of these bytes that are to be journaled with the version's record.
     """
 
     number: int
     layout: Layout
     state_blob: str
-    frame_blob: str
+    frame: Frame
     optimizer_blob: str | None
+    small: tuple[BlobRecord, ...]
 
     def record(self, attempt: Attempt, uplink_bytes: int, downlink_bytes: int, wall_s: float) -> VersionRecord:
         """Return what is journaled of it."""
@@ -47,7 +60,9 @@ class WrittenVersion:
             job_id=attempt.record.job_id,
             version=self.number,
             state_blob=self.state_blob,
-            frame_blob=self.frame_blob,
+            frame_digest=self.frame.digest,
+            frame_head=self.frame.head,
+            frame_body=self.frame.body.digest,
             optimizer_blob=self.optimizer_blob,
             num_updates=len(attempt.headers),
             num_examples=sum(header.num_examples for header in attempt.headers.values()),
@@ -58,63 +73,73 @@ class WrittenVersion:
 
 
 def write_version(
-    blobs: Blobs, plan: Plan, attempt: Attempt, layout: Layout | None, latest: VersionRecord | None
+    vault: Vault, plan: Plan, attempt: Attempt, layout: Layout | None, latest: VersionRecord | None
 ) -> WrittenVersion:
     """Compute and write the version that a sealed attempt leads to.
 
     Args:
-        blobs: where to read from and write to.
+        vault: where to read from and write to.
         plan: of the job.
         attempt: holds at least one accepted update.
         layout: of the job; None as long as there is no version.
         latest: the version that the updates were computed from; None as long as there is none.
     """
     if attempt.kind is WorkKind.INITIALISE:
-        return _first_version(blobs, plan, attempt)
+        return _first_version(vault, plan, attempt)
     assert layout is not None
     assert latest is not None
     assert attempt.fold is not None
-    return _next_version(blobs, plan, attempt.fold, layout, latest)
+    return _next_version(vault, plan, attempt.fold, layout, latest)
 
 
-def _first_version(blobs: Blobs, plan: Plan, attempt: Attempt) -> WrittenVersion:
+def _first_version(vault: Vault, plan: Plan, attempt: Attempt) -> WrittenVersion:
     ((client, header),) = attempt.headers.items()
     layout = layout_of(header)
-    with blobs.writer() as state:
-        for block in INITIAL.blocks(blobs.open(attempt.frames[client]), layout.num_values):
+    sent = vault.open(attempt.frames[client])
+    with vault.writer() as state:
+        for block in passing(INITIAL.blocks(sent, layout.num_values), sent):
             state.write(np.ascontiguousarray(block, dtype="<f4").data.cast("B"))
-        state_blob = state.commit()
-    return WrittenVersion(0, layout, state_blob, _write_frame(blobs, plan, state_blob, 0), None)
+        written = state.commit()
+    return _written(0, layout, written, _write_frame(vault, plan, written, 0), None)
 
 
-def _next_version(blobs: Blobs, plan: Plan, fold: Fold, layout: Layout, latest: VersionRecord) -> WrittenVersion:
+def _next_version(vault: Vault, plan: Plan, fold: Fold, layout: Layout, latest: VersionRecord) -> WrittenVersion:
     """Write base + optimiser(mean of the updates).
 
     The optimiser's state is kept block by block, each block's slots one after the other, so that it is read and written
     in one pass.
     """
     number, optimizer = latest.version + 1, plan.optimizer
-    base_D = np.frombuffer(blobs.open(latest.state_blob), dtype="<f4")
-    slots = _slot_blocks(blobs, latest.optimizer_blob, optimizer, base_D.size)
-    with blobs.writer() as state, blobs.writer() as kept:
+    base = vault.open(latest.state_blob)
+    base_D = np.frombuffer(base, dtype="<f4")
+    slots = _slot_blocks(vault, latest.optimizer_blob, optimizer, base_D.size)
+    with vault.writer() as state, vault.writer() as kept:
         start = 0
-        for mean in fold.mean_blocks(BLOCK_VALUES):
+        for mean in passing(fold.mean_blocks(BLOCK_VALUES), base):
             slot_block = next(slots)
             step = optimizer.step(mean, slot_block, number)
             state.write((base_D[start : start + mean.size] + step).data.cast("B"))
             for name in optimizer.slots:
                 kept.write(slot_block[name].data.cast("B"))
             start += mean.size
-        state_blob = state.commit()
-        optimizer_blob = kept.commit() if optimizer.slots else None
+        written = state.commit()
+        written_slots = kept.commit() if optimizer.slots else None
+    # Fresh memory is slow at first: the next version is summed in the same. It is used on the event loop's thread again
+    # only after this function has ended.
+    fold.clear()
     del base_D, slots  # the frame is read from the new state: one version at a time is in memory
-    return WrittenVersion(number, layout, state_blob, _write_frame(blobs, plan, state_blob, number), optimizer_blob)
+    return _written(number, layout, written, _write_frame(vault, plan, written, number), written_slots)
+
+
+def _written(number: int, layout: Layout, state: Kept, frame: Frame, slots: Kept | None) -> WrittenVersion:
+    small = tuple(kept.record for kept in (state, frame.body, slots) if kept is not None and kept.record is not None)
+    return WrittenVersion(number, layout, state.digest, frame, None if slots is None else slots.digest, small)
 
 
 def _slot_blocks(
-    blobs: Blobs, digest: str | None, optimizer: ServerOptimizer, num_values: int
+    vault: Vault, digest: str | None, optimizer: ServerOptimizer, num_values: int
 ) -> Iterator[dict[str, Vector]]:
-    stored = None if digest is None else np.frombuffer(blobs.open(digest), dtype="<f4")
+    stored = None if digest is None else np.frombuffer(vault.open(digest), dtype="<f4")
     position = 0
     for start in range(0, num_values, BLOCK_VALUES):
         size = min(BLOCK_VALUES, num_values - start)
@@ -128,10 +153,18 @@ def _slot_blocks(
         yield block
 
 
-def _write_frame(blobs: Blobs, plan: Plan, state_blob: str, version: int) -> str:
-    """Encode a version once for all clients."""
-    state_D = np.frombuffer(blobs.open(state_blob), dtype="<f4")
-    with blobs.writer() as frame:
-        for part in plan.downlink.parts(state_D, stream(plan.job.job.seed, "downlink", version)):
-            frame.write(part)
-        return frame.commit()
+def _write_frame(vault: Vault, plan: Plan, state: Kept, version: int) -> Frame:
+    """Encode a version once for all clients. What equals the state is not written a second time."""
+    values = vault.open(state)
+    state_D = np.frombuffer(values, dtype="<f4")
+    head, payload = plan.downlink.parts(state_D, stream(plan.job.job.seed, "downlink", version))
+    digest = hashlib.sha256(head)
+    is_state = len(payload) == len(values) and np.may_share_memory(np.frombuffer(payload, dtype=np.uint8), state_D)
+    with vault.writer() as body:
+        for start in range(0, len(payload), RELEASE_BYTES):
+            part = payload[start : start + RELEASE_BYTES]
+            digest.update(part)
+            if not is_state:
+                body.write(part)
+            release(values)
+        return Frame(digest.hexdigest(), head, state if is_state else body.commit())

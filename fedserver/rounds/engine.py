@@ -14,28 +14,22 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
+from fedagg.base import Fold
 from fedcore.errors import StateError
 from fedcore.jobfile import Job
 from fedcore.layout import Layout
 from fedcore.messages import Assignment, Decline, Hello, WorkKind
-from fedcore.rng import derive_seed
 from fedserver.rounds import scheduler as sched
 from fedserver.rounds.alarm import Alarm
 from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.closing import write_version
 from fedserver.rounds.figures import evaluation_of
+from fedserver.rounds.orders import Orders
 from fedserver.rounds.plan import Plan
 from fedserver.rounds.recovery import recover
 from fedserver.rounds.scheduler import Phase, Scheduler
 from fedserver.rounds.services import Services
-from fedserver.state.base import (
-    AssignmentRecord,
-    AttemptRecord,
-    JobRecord,
-    JobStatus,
-    Record,
-    VersionRecord,
-)
+from fedserver.state.records import AssignmentRecord, AttemptRecord, JobRecord, JobStatus, Record, VersionRecord
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +67,8 @@ class JobEngine:
         self.total_bytes = (0, 0)  # uplink and downlink up to the last version
         self._services = services
         self._changed = changed
+        self._spare: Fold | None = None  # empty, and of the job's size
+        self._orders = Orders(record.job_id, record.spec, plan.job.job.seed, services.vault)
         self._events: asyncio.Queue[tuple[sched.Event | _Stop, AbstractContextManager[None]]] = asyncio.Queue()
         self._alarm = Alarm(services.clock, lambda: self.post(sched.Tick()))
         self._scheduler = Scheduler.start(self.job.schedule, self.job.job.rounds, self.job.job.seed, self._now_s())
@@ -202,7 +198,9 @@ class JobEngine:
                     await self._abandon(command)
                 case sched.Finish():
                     await self._end(JobStatus.FINISHED, "")
-        self._show(entered=(self._scheduler.phase, self._scheduler.stage) != before)
+        entered = (self._scheduler.phase, self._scheduler.stage) != before
+        if entered or self._events.empty():  # of a burst, the last event shows where it led
+            self._show(entered=entered)
 
     async def _stop(self, stop: _Stop) -> None:
         """End the job before its time."""
@@ -215,6 +213,7 @@ class JobEngine:
         wanted = {uuid.uuid4().hex: client for client in clients}
         taken = {key: client for key, client in wanted.items() if self._services.fleet.take(client, key)}
         if len(taken) < len(wanted):
+            self._spare = attempt.fold
             for assignment_id, client in taken.items():
                 self._services.fleet.release(client, assignment_id)
             missing = sorted(set(clients) - set(taken.values()))
@@ -242,15 +241,16 @@ class JobEngine:
             written = await asyncio.get_running_loop().run_in_executor(
                 self._services.workers,
                 write_version,
-                self._services.blobs,
+                self._services.vault,
                 self.plan,
                 attempt,
                 self.layout,
                 self.latest,
             )
+            self._spare = attempt.fold
             self.layout, self.record = written.layout, replace(self.record, layout=written.layout.to_json())
             self.latest = written.record(attempt, self.uplink_bytes, self.downlink_bytes, self._services.clock.wall_s())
-            records += [self.record, self.latest]
+            records += [*written.small, self.record, self.latest]
             self._services.metrics.round_closed(
                 self.job_id, version=self.latest.version, seconds=self._now_s() - attempt.opened_s
             )
@@ -321,11 +321,12 @@ class JobEngine:
         if attempt is None or expected is None or expected.client != client or assignment_id in attempt.ended:
             return
         attempt.ended.add(assignment_id)
-        await self._services.journal.write(replace(expected, ended="declined", text=reason))
         log.warning("declined", extra={"job": self.job_id, "client": client, "reason": reason})
-        self.release(
-            client, assignment_id, sched.Dropped(client, sched.Drop.PASSES if decline.transient else sched.Drop.REFUSES)
-        )
+        try:
+            await self._services.journal.write(replace(expected, ended="declined", text=reason))
+        finally:  # also when the connection breaks meanwhile: nobody would wait for this client's answer in vain
+            drop = sched.Drop.PASSES if decline.transient else sched.Drop.REFUSES
+            self.release(client, assignment_id, sched.Dropped(client, drop))
 
     def release(self, client: str, assignment_id: str, event: sched.Event) -> None:
         """An assignment's outcome is durable: tell the scheduler, and free the client."""
@@ -341,7 +342,7 @@ class JobEngine:
         state, wall_s = self._scheduler, self._services.clock.wall_s()
         fold = None
         if state.stage is WorkKind.TRAIN and self.layout is not None:
-            fold = self.plan.open_fold(self.layout.num_values)
+            fold, self._spare = self._spare or self.plan.open_fold(self.layout.num_values), None
         record = AttemptRecord(
             self.job_id,
             state.version,
@@ -356,18 +357,9 @@ class JobEngine:
         return replace(attempt.record, closed_at=self._services.clock.wall_s(), outcome=outcome, reason=reason)
 
     def _assignment(self, attempt: Attempt, assignment_id: str, client: str) -> Assignment:
-        latest = self.latest
-        return Assignment(
-            assignment_id=assignment_id,
-            job_id=self.job_id,
-            job=self.record.spec,
-            version=attempt.version,
-            kind=attempt.kind,
-            seed=derive_seed(self.job.job.seed, attempt.kind.value, client, attempt.version),
-            layout_digest=self.layout.digest if self.layout else "",
-            frame_digest=latest.frame_blob if latest else "",
-            frame_bytes=self._services.blobs.size(latest.frame_blob) if latest else 0,
-            deadline_s=max(0.0, self._scheduler.deadline_s - self._now_s()),
+        deadline_s = self._scheduler.deadline_s - self._now_s()
+        return self._orders.assignment(
+            attempt, assignment_id, client, layout=self.layout, latest=self.latest, deadline_s=deadline_s
         )
 
     async def _recover(self) -> None:

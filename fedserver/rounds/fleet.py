@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedcore.errors import FedError, Refused
-from fedcore.messages import Assignment, Cancel, Heartbeat, Hello
+from fedcore.messages import Answer, Assignment, Cancel, Heartbeat, Hello
 
 
 class Listener(Protocol):
@@ -49,17 +49,22 @@ class Seat:
     work: str = ""
     progress: float = 0.0
     seen_s: float = 0.0
-    _orders: asyncio.Queue[Assignment | Cancel | FedError | None] = field(default_factory=asyncio.Queue)
+    _orders: asyncio.Queue[Assignment | Cancel | Answer | FedError | None] = field(default_factory=asyncio.Queue)
 
-    def order(self, order: Assignment | Cancel) -> None:
-        """Send an order; it waits here until the client's stream takes it."""
+    def order(self, order: Assignment | Cancel | Answer) -> None:
+        """Send an order, or an answer; it waits here until the client's stream takes it."""
         self._orders.put_nowait(order)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many orders and answers the client's stream has not taken yet."""
+        return self._orders.qsize()
 
     def close(self, reason: FedError | None) -> None:
         """End the session after the orders before this; with a `reason` its reader gets that as an error."""
         self._orders.put_nowait(reason)
 
-    async def orders(self) -> AsyncIterator[Assignment | Cancel]:
+    async def orders(self) -> AsyncIterator[Assignment | Cancel | Answer]:
         """Yield orders as they come, until the session is closed.
 
         Raises:

@@ -12,7 +12,8 @@ from fedserver.rounds.attempt import Attempt, split_spool_key
 from fedserver.rounds.plan import Plan
 from fedserver.rounds.scheduler import Scheduler, stage_after
 from fedserver.rounds.services import Services
-from fedserver.state.base import AttemptRecord, JobRecord, VersionRecord
+from fedserver.state.records import AttemptRecord, JobRecord, VersionRecord
+from fedserver.state.vault import passing
 
 
 class Recovered(NamedTuple):
@@ -47,6 +48,8 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
         attempt=len(tried) if attempt is None else attempt.record.attempt,
         working=() if attempt is None else attempt.unfinished(),
         accepted=() if attempt is None else attempt.headers,
+        # Every other stage that has closed has made a version, and another one came after it.
+        is_over=bool(tried) and tried[-1].outcome == "closed",
     )
     versions = store.versions(record.job_id)
     totals = sum(row.uplink_bytes for row in versions), sum(row.downlink_bytes for row in versions)
@@ -67,8 +70,8 @@ def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: 
         header = UpdateHeader.from_bytes(update.header)
         attempt.accept(update.client, header, update.blob)
         if fold is not None and layout is not None and update.blob is not None:
-            frame = services.blobs.open(update.blob)
-            fold.add(plan.uplink.blocks(frame, layout.num_values), plan.weight_of(header))
+            frame = services.vault.open(update.blob)
+            fold.add(passing(plan.uplink.blocks(frame, layout.num_values), frame), plan.weight_of(header))
     for key in services.blobs.spools():
         if split_spool_key(key)[0] in attempt.assignments:
             attempt.spools[key] = asyncio.Lock()

@@ -189,20 +189,21 @@ class Scheduler:
         attempt: int,
         working: Iterable[str],
         accepted: Iterable[str],
+        is_over: bool = False,
     ) -> Scheduler:
         """Go on after a restart, with what the journal says of the attempt that was open.
 
         `attempt` counts from 0 in each stage, so it is also how many were abandoned in a row. `working` and `accepted`
         are empty when nothing had been assigned. The attempt gets its whole deadline again: how much of it had passed
-        is not known on this process's clock.
+        is not known on this process's clock. `is_over`: the last evaluation is durable, and the job's end is not.
         """
         state = Scheduler(schedule, rounds, seed)
         state.stage, state.version = stage_after(latest_version, rounds)
         state._wait(now_s)
         state.attempt = state.abandoned = attempt
         state.working, state.accepted = set(working), set(accepted)
-        if state.working or state.accepted:
-            state.phase = Phase.OPEN
+        if state.working or state.accepted or is_over:
+            state.phase = Phase.OPEN  # an evaluation without anybody left to hear of closes with the first tick
         return state
 
     def step(self, event: Event, now_s: float) -> list[Command]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedcore.clock import Clock
 from fedserver.metrics import Metrics
 from fedserver.rounds.fleet import Fleet
 from fedserver.state.base import Blobs, Store
 from fedserver.state.journal import Journal
+from fedserver.state.vault import Vault
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,8 @@ class Services:
     clock: Clock
     metrics: Metrics
     workers: Executor
+
+    @cached_property
+    def vault(self) -> Vault:
+        """Bytes of any size, over `store` and `blobs`."""
+        return Vault(self.store, self.blobs)

@@ -7,7 +7,6 @@ from fedproto.v1 import enrolment_pb2 as pb
 from fedproto.v1 import enrolment_pb2_grpc as pb_grpc
 from fedserver.membership import Membership
 from fedserver.rpc.gatekeeper import Context
-from fedserver.rpc.unknown_fields import refuse_unknown_fields
 
 MAX_FIELD_BYTES = 16 * 1024
 
@@ -19,7 +18,6 @@ class EnrolmentService(pb_grpc.EnrolmentServiceServicer):
         self._membership = membership
 
     async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolReply:
-        refuse_unknown_fields(request)
         for field, value in request.ListFields():
             if len(value) > MAX_FIELD_BYTES:
                 raise InvalidInput(f"{field.name} has {len(value)} bytes, at most {MAX_FIELD_BYTES}")

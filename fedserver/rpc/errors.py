@@ -15,6 +15,7 @@ STATUS: Final[dict[type[errors.FedError], grpc.StatusCode]] = {
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.UpdateRejected: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Refused: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unreachable: grpc.StatusCode.UNAVAILABLE,
     errors.StateError: grpc.StatusCode.UNAVAILABLE,
     errors.AddressInUse: grpc.StatusCode.INTERNAL,

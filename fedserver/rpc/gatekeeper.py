@@ -1,23 +1,31 @@
-"""What stands before every handler: who is it, may it call this, and what an exception turns into.
+"""What stands before every handler: who is it, may it call this, is its message one, and what an exception turns into.
 
 An interceptor, so a handler cannot be reached around it, nor forget it. A service without a role in `ROLES` is closed.
+Every request is taken as a stream here, for on the wire a single message is a stream of one: so a caller is admitted
+before its message is read, and has a deadline for it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
-from fedcore.errors import FedError, Refused, Unauthenticated
+from fedcore.clock import Clock
+from fedcore.errors import Busy, FedError, InvalidInput, Refused, Unauthenticated
 from fedcore.identity import Role
 from fedserver.membership import Membership
 from fedserver.metrics import Metrics
 from fedserver.rpc import errors
+from fedserver.rpc.patience import first_message
+from fedserver.rpc.unknown_fields import refuse_unknown_fields
 from fedserver.security.access import Caller
 
 log = logging.getLogger(__name__)
@@ -28,10 +36,18 @@ ROLES: Final[dict[str, Role | None]] = {
     "fedproto.v1.OperatorService": Role.OPERATOR,
 }
 
+MAX_CALLS: Final = 32
+"""Open calls of one client: a session, a transfer, and those that lost connections have left behind."""
+
+MAX_METADATA_BYTES: Final = 16 * 1024
+"""gRPC's own limit, which it does not hold a peer to that never acknowledges its settings."""
+MAX_LOGGED_CHARS: Final = 1000
+
 _caller: ContextVar[Caller] = ContextVar("caller")
 _check: ContextVar[Callable[[], Caller]] = ContextVar("check")
 
 Context = aio.ServicerContext[Any, Any]
+Take = Callable[[AsyncIterator[Any]], Awaitable[Any]]
 _ARITY: Final = {False: "unary", True: "stream"}
 
 
@@ -52,9 +68,11 @@ def check_again() -> None:
 class Gatekeeper(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in the stubs
     """See the module's text."""
 
-    def __init__(self, membership: Membership, metrics: Metrics) -> None:
+    def __init__(self, membership: Membership, metrics: Metrics, clock: Clock) -> None:
         self._membership = membership
         self._metrics = metrics
+        self._clock = clock
+        self._open_calls: Counter[str] = Counter()  # by client
 
     async def intercept_service(
         self,
@@ -66,34 +84,60 @@ class Gatekeeper(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
         method = handler_call_details.method
         if handler is None:  # unknown method: gRPC answers UNIMPLEMENTED
             return None
+        num_bytes = sum(len(name) + len(value) for name, value in handler_call_details.invocation_metadata)
+        replies = _ARITY[handler.response_streaming]
+        call = getattr(handler, f"{_ARITY[handler.request_streaming]}_{replies}")
+        take = self._in_time if handler.request_streaming else self._only_message
         wrap = self._stream if handler.response_streaming else self._single
-        kind = f"{_ARITY[handler.request_streaming]}_{_ARITY[handler.response_streaming]}"
-        wrapped = wrap(method, getattr(handler, kind))
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        make = getattr(grpc, f"stream_{replies}_rpc_method_handler")
+        return make(
+            wrap(method, num_bytes, take, call), _strict(handler.request_deserializer), handler.response_serializer
+        )
 
-    def _single(self, method: str, call: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
-        async def wrapped(request: Any, context: Context) -> Any:
+    def _single(
+        self, method: str, num_bytes: int, take: Take, call: Callable[[Any, Context], Awaitable[Any]]
+    ) -> Callable[..., Any]:
+        async def wrapped(requests: AsyncIterator[Any], context: Context) -> Any:
             try:
-                self._admit(method, context)
-                return await call(request, context)
+                self._admit(method, num_bytes, context)
+                return await call(await take(requests), context)
             except FedError as error:
                 await self._abort(method, context, error)
 
         return wrapped
 
-    def _stream(self, method: str, call: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable[[Any, Context], Any]:
-        async def wrapped(request: Any, context: Context) -> AsyncIterator[Any]:
+    def _stream(
+        self, method: str, num_bytes: int, take: Take, call: Callable[[Any, Context], AsyncIterator[Any]]
+    ) -> Callable[..., Any]:
+        async def wrapped(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
             try:
-                self._admit(method, context)
-                async for reply in call(request, context):
+                self._admit(method, num_bytes, context)
+                async for reply in call(await take(requests), context):
                     yield reply
             except FedError as error:
                 await self._abort(method, context, error)
 
         return wrapped
 
-    def _admit(self, method: str, context: Context) -> None:
+    async def _only_message(self, requests: AsyncIterator[Any]) -> Any:
+        request = await first_message(requests, self._clock)
+        if request is None:
+            raise InvalidInput("a call without a message")
+        return request
+
+    async def _in_time(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async def messages() -> AsyncIterator[Any]:
+            request = await first_message(requests, self._clock)
+            while request is not None:
+                yield request
+                request = None  # not held while the next one is on its way
+                request = await anext(requests, None)
+
+        return messages()
+
+    def _admit(self, method: str, num_bytes: int, context: Context) -> None:
+        if num_bytes > MAX_METADATA_BYTES:
+            raise InvalidInput(f"metadata of {num_bytes} bytes, at most {MAX_METADATA_BYTES}")
         service = method.split("/")[1]
         if service not in ROLES:
             raise Refused(f"service {service!r} is closed")
@@ -101,10 +145,11 @@ class Gatekeeper(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
         if role is None:
             return
 
+        certificates = list(context.auth_context().get("x509_pem_cert", ()))
+        if len(certificates) != 1:
+            raise Unauthenticated("no client certificate")
+
         def check() -> Caller:
-            certificates = list(context.auth_context().get("x509_pem_cert", ()))
-            if len(certificates) != 1:
-                raise Unauthenticated("no client certificate")
             caller = self._membership.admit(certificates[0])
             if caller.identity.role is not role:
                 raise Unauthenticated(
@@ -112,13 +157,51 @@ class Gatekeeper(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
                 )
             return caller
 
-        _caller.set(check())
+        caller = check()
+        _caller.set(caller)
         _check.set(check)
+        if role is Role.CLIENT:
+            self._count(caller.identity.name, context)
+
+    def _count(self, client: str, context: Context) -> None:
+        """Count a call as open until it is over.
+
+        Raises:
+            Busy: the client has `MAX_CALLS` open.
+        """
+        if self._open_calls[client] >= MAX_CALLS:
+            raise Busy(f"{client!r} has {MAX_CALLS} calls open, at most that many are served at a time")
+        self._open_calls[client] += 1
+
+        def over(_: Any) -> None:
+            self._open_calls[client] -= 1
+            if not self._open_calls[client]:
+                del self._open_calls[client]
+
+        context.add_done_callback(over)  # type: ignore[arg-type]  # what the stubs want is no callable
 
     async def _abort(self, method: str, context: Context, error: FedError) -> None:
         self._metrics.rpc_errors.labels(error.code).inc()
         log.warning(
-            "call refused", extra={"method": method, "code": error.code, "text": str(error), "peer": context.peer()}
+            "call refused",
+            extra={"method": method, "code": error.code, "text": str(error)[:MAX_LOGGED_CHARS], "peer": context.peer()},
         )
         context.set_trailing_metadata(errors.trailing_metadata(error))
-        await context.abort(errors.status_of(error), errors.public_text(error))
+        try:
+            await context.abort(errors.status_of(error), errors.public_text(error))
+        except aio.InternalError as gone:  # the caller has, or gRPC has refused its message: nobody waits for an answer
+            raise asyncio.CancelledError from gone
+
+
+def _strict(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a parser that says in our own words what is wrong with a message."""
+
+    def parsed(data: bytes) -> Any:
+        try:
+            message = parse(data)
+        except DecodeError as error:
+            raise InvalidInput(str(error)) from error
+        refuse_unknown_fields(data, message.DESCRIPTOR)
+        return message
+
+    return parsed

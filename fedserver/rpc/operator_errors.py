@@ -27,6 +27,7 @@ CODES: Final[dict[str, type[errors.FedError]]] = {
         errors.Refused,
         errors.Unauthenticated,
         errors.Unreachable,
+        errors.Busy,
         errors.StateError,
         errors.StateLocked,
         errors.StateUnusable,

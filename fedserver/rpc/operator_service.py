@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 
-from fedcore.messages import CHUNK_BYTES
 from fedproto.v1 import client_pb2, operator_pb2_grpc
 from fedproto.v1 import operator_pb2 as pb
 from fedserver.federation import Federation
 from fedserver.membership import Membership
 from fedserver.rpc.gatekeeper import Context, check_again
-from fedserver.rpc.unknown_fields import refuse_unknown_fields
-from fedserver.state.base import JobRecord
+from fedserver.state.records import JobRecord
 from fedserver.status import history_of, status_of
 
 MIN_STATUS_INTERVAL_S = 0.2
@@ -26,20 +24,16 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._membership = membership
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.JobReply:
-        refuse_unknown_fields(request)
         return _reply(await self._federation.submit(request.job))
 
     async def Stop(self, request: pb.JobRequest, context: Context) -> pb.JobReply:
-        refuse_unknown_fields(request)
         job = self._federation.job(request.job_id)
         return _reply(await self._federation.stop_job(job.job_id))
 
     async def IssueToken(self, request: pb.IssueTokenRequest, context: Context) -> pb.IssueTokenReply:
-        refuse_unknown_fields(request)
         return pb.IssueTokenReply(token=await self._membership.issue_token(request.client, request.lifetime_s))
 
     async def ListClients(self, request: pb.ListClientsRequest, context: Context) -> pb.ListClientsReply:
-        refuse_unknown_fields(request)
         reply = pb.ListClientsReply()
         for record in self._membership.clients():
             seat = self._federation.fleet.seats.get(record.name)
@@ -55,12 +49,10 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         return reply
 
     async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.RevokeReply:
-        refuse_unknown_fields(request)
         await self._membership.revoke(request.client)
         return pb.RevokeReply()
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> AsyncIterator[pb.StatusReply]:
-        refuse_unknown_fields(request)
         job_id = self._federation.job(request.job_id).job_id if request.job_id else ""
         clock = self._federation.services.clock
         while True:
@@ -74,7 +66,6 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             check_again()
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.VersionReply:
-        refuse_unknown_fields(request)
         job = self._federation.job(request.job_id)
         version = self._federation.version(job.job_id, None if request.latest else request.version)
         return pb.VersionReply(
@@ -83,22 +74,22 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             layout=job.layout or b"",
             version=version.version,
             state_digest=version.state_blob,
-            state_bytes=self._federation.services.blobs.size(version.state_blob),
+            state_bytes=self._federation.services.vault.size(version.state_blob),
         )
 
     async def ListVersions(self, request: pb.JobRequest, context: Context) -> AsyncIterator[pb.VersionRow]:
-        refuse_unknown_fields(request)
         for row in history_of(self._federation, self._federation.job(request.job_id).job_id):
             yield pb.VersionRow(json=json.dumps(row).encode())
 
     async def ReadVersion(
         self, request: client_pb2.DownloadRequest, context: Context
     ) -> AsyncIterator[client_pb2.Chunk]:
-        refuse_unknown_fields(request)
         job = self._federation.job(request.job_id)
-        state = self._federation.services.blobs.open(self._federation.version(job.job_id, request.version).state_blob)
-        for start in range(request.offset, len(state), CHUNK_BYTES):
-            yield client_pb2.Chunk(offset=start, data=bytes(state[start : start + CHUNK_BYTES]))
+        offset = request.offset
+        async for data in self._federation.state(job.job_id, request.version, offset):
+            check_again()
+            yield client_pb2.Chunk(offset=offset, data=data)
+            offset += len(data)
 
 
 def _reply(job: JobRecord) -> pb.JobReply:

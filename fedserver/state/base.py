@@ -1,7 +1,7 @@
-"""The contract of the state: records, the store that keeps them and the blobs that keep bytes.
+"""The contract of the state: the store that keeps records and the blobs that keep bytes.
 
 Small facts are *records* in a `Store`; anything large is a *blob*, named by its SHA-256. A record that names a blob is
-written after the blob is durable, so a crash leaves at most a blob that nothing names.
+written after the blob is durable, or together with it, so a crash leaves at most a blob that nothing names.
 
 Errors: a `Refused` says that the write contradicts what is recorded (nothing was written, the store is well); a
 `StateError` says that the storage itself failed, and then nothing more should be written to it.
@@ -10,187 +10,20 @@ Errors: a `Refused` says that the write contradicts what is recorded (nothing wa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
-from typing import ClassVar, Protocol, Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
-from fedcore.errors import UpdateResult
 from fedcore.messages import WorkKind
-
-# -- records ---------------------------------------------------------------------------------------------------------
-# `KEY` names the fields that identify a record. Times are seconds since 1970 (UTC).
-
-
-class JobStatus(StrEnum):
-    """What became of a job."""
-
-    RUNNING = "running"
-    FINISHED = "finished"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class ClientRecord:
-    """An enrolled client. Enrolling again replaces the record, and with it the serial that is accepted.
-
-    Attributes:
-        serial: of the certificate in force, hexadecimal.
-        signing_key: the public key that its updates are signed with.
-    """
-
-    KEY: ClassVar[tuple[str, ...]] = ("name",)
-
-    name: str
-    serial: str
-    signing_key: bytes
-    enrolled_at: float
-    expires_at: float
-    revoked_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRecord:
-    """An enrolment token, known by the SHA-256 (hex) of its secret. Once used it cannot be written again."""
-
-    KEY: ClassVar[tuple[str, ...]] = ("secret_sha256",)
-
-    secret_sha256: str
-    client: str
-    created_at: float
-    expires_at: float
-    used_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """A job.
-
-    Attributes:
-        spec: canonical JSON (`fedcore.jobfile.Job`).
-        failure: why it failed or was stopped; else empty.
-        layout: the layout's bytes; None until version 0 exists.
-    """
-
-    KEY: ClassVar[tuple[str, ...]] = ("job_id",)
-
-    job_id: str
-    name: str
-    spec: bytes
-    status: JobStatus
-    submitted_at: float
-    finished_at: float | None = None
-    failure: str = ""
-    layout: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
-    """One try at computing a version, or at an evaluation.
-
-    Attributes:
-        outcome: empty while it is open, then "closed" or "abandoned".
-        reason: why it was abandoned.
-    """
-
-    KEY: ClassVar[tuple[str, ...]] = ("job_id", "version", "attempt", "kind")
-
-    job_id: str
-    version: int
-    attempt: int
-    kind: WorkKind
-    opened_at: float
-    deadline_at: float
-    closed_at: float | None = None
-    outcome: str = ""
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class AssignmentRecord:
-    """Work given to one client within an attempt.
-
-    Attributes:
-        ended: empty while the work is wanted, then "done", "declined", "lost" or "expired".
-        text: the client's reason for declining, or what else is worth reading.
-    """
-
-    KEY: ClassVar[tuple[str, ...]] = ("assignment_id",)
-
-    assignment_id: str
-    job_id: str
-    version: int
-    attempt: int
-    kind: WorkKind
-    client: str
-    assigned_at: float
-    ended: str = ""
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateRecord:
-    """An update that was looked at, accepted or not. Written once, never changed.
-
-    Attributes:
-        update_id: 32 hex digits chosen by the client.
-        text: why it was rejected; else empty.
-        header: the signed bytes (`fedcore.messages.UpdateHeader`).
-        blob: SHA-256 (hex) of the frame; None where no frame is kept.
-        metrics: JSON.
-    """
-
-    KEY: ClassVar[tuple[str, ...]] = ("update_id",)
-
-    update_id: str
-    assignment_id: str
-    job_id: str
-    version: int
-    attempt: int
-    kind: WorkKind
-    client: str
-    result: UpdateResult
-    text: str
-    header: bytes
-    signature: bytes
-    blob: str | None
-    frame_bytes: int
-    num_examples: int
-    metrics: str
-    received_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class VersionRecord:
-    """A version of a job's global state.
-
-    Attributes:
-        state_blob: the vector, raw little-endian float32.
-        frame_blob: what clients download.
-        optimizer_blob: the server optimiser's state; None for one without.
-        uplink_bytes: of the updates received for it: frames, headers and signatures.
-        downlink_bytes: sum of the frames sent out to compute it.
-        metrics: JSON; the evaluation of *this* version, known only later.
-    """
-
-    KEY: ClassVar[tuple[str, ...]] = ("job_id", "version")
-
-    job_id: str
-    version: int
-    state_blob: str
-    frame_blob: str
-    optimizer_blob: str | None
-    num_updates: int
-    num_examples: int
-    uplink_bytes: int
-    downlink_bytes: int
-    created_at: float
-    metrics: str = "{}"
-
-
-Record: TypeAlias = (
-    ClientRecord | TokenRecord | JobRecord | AttemptRecord | AssignmentRecord | UpdateRecord | VersionRecord
+from fedserver.state.records import (
+    AssignmentRecord,
+    AttemptRecord,
+    BlobRecord,
+    ClientRecord,
+    JobRecord,
+    Record,
+    TokenRecord,
+    UpdateRecord,
+    VersionRecord,
 )
 
 
@@ -273,6 +106,10 @@ class Store(Protocol):
         """Return the update of that id."""
         ...
 
+    def blob(self, digest: str) -> BlobRecord | None:
+        """Return the small blob of that SHA-256 (hex)."""
+        ...
+
     def close(self) -> None:
         """Release everything; closing twice is harmless, any other call afterwards is a bug."""
         ...
@@ -348,8 +185,13 @@ class Blobs(Protocol):
     Every method raises `StorageFailed` when the storage fails, and `InvalidInput` for what is not a digest.
     """
 
-    def put(self, data: Bytes) -> str:
-        """Keep `data`, durably, and return its digest. Keeping the same bytes twice is harmless."""
+    def put(self, data: Bytes, digest: str | None = None) -> str:
+        """Keep `data`, durably, and return its digest. Keeping the same bytes twice is harmless.
+
+        Args:
+            data: the bytes.
+            digest: their SHA-256 (hex), if the caller has computed it already.
+        """
         ...
 
     def writer(self) -> BlobWriter:
@@ -358,6 +200,14 @@ class Blobs(Protocol):
 
     def open(self, digest: str) -> memoryview:
         """Return the bytes, read-only; they stay readable after a `delete`.
+
+        Raises:
+            NotFound: there is no such blob.
+        """
+        ...
+
+    def read(self, digest: str, offset: int, num_bytes: int) -> bytes:
+        """Return a copy of the bytes from `offset` on, at most `num_bytes`, without keeping anything open.
 
         Raises:
             NotFound: there is no such blob.

@@ -52,15 +52,15 @@ class FolderBlobs:
             for leftover in self._temporary.iterdir():
                 leftover.unlink()
 
-    def put(self, data: Bytes) -> str:
+    def put(self, data: Bytes, digest: str | None = None) -> str:
         """See `Blobs.put`."""
-        with self.writer() as writer:
+        with self.writer(digest) as writer:
             writer.write(data)
             return writer.commit()
 
-    def writer(self) -> FolderBlobWriter:
-        """See `Blobs.writer`."""
-        return FolderBlobWriter(self, self._temporary / secrets.token_hex(16))
+    def writer(self, digest: str | None = None) -> FolderBlobWriter:
+        """See `Blobs.writer`; `digest`: of what will be written, if that is known."""
+        return FolderBlobWriter(self, self._temporary / secrets.token_hex(16), digest)
 
     def open(self, digest: str) -> memoryview:
         """See `Blobs.open`."""
@@ -79,6 +79,16 @@ class FolderBlobs:
                     raise NotFound(f"there is no blob {digest}") from error
             self._mappings[digest] = mapping
             return memoryview(mapping)
+
+    def read(self, digest: str, offset: int, num_bytes: int) -> bytes:
+        """See `Blobs.read`."""
+        path = self._path(digest)
+        with storage_errors(f"read {path}"):
+            try:
+                with path.open("rb", buffering=0) as file:
+                    return os.pread(file.fileno(), num_bytes, offset)
+            except FileNotFoundError as error:
+                raise NotFound(f"there is no blob {digest}") from error
 
     def size(self, digest: str) -> int:
         """See `Blobs.size`."""
@@ -151,8 +161,8 @@ class FolderBlobs:
 class FolderBlobWriter:
     """See `fedserver.state.base.BlobWriter`."""
 
-    def __init__(self, blobs: FolderBlobs, path: Path) -> None:
-        self._blobs, self._path = blobs, path
+    def __init__(self, blobs: FolderBlobs, path: Path, digest: str | None) -> None:
+        self._blobs, self._path, self._digest = blobs, path, digest
         self._hash = hashlib.sha256()
         with storage_errors(f"write {path}"):
             self._file = path.open("xb", buffering=0)
@@ -164,11 +174,12 @@ class FolderBlobWriter:
             written = 0
             while written < len(view):
                 written += self._file.write(view[written:])
-        self._hash.update(view)
+        if self._digest is None:
+            self._hash.update(view)
 
     def commit(self) -> str:
         """See `BlobWriter.commit`."""
-        digest = self._hash.hexdigest()
+        digest = self._digest or self._hash.hexdigest()
         with storage_errors(f"write {self._path}"):
             self._blobs.adopt(self._path, self._file.fileno(), digest)
             self._file.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fedcore.errors import InvalidInput, Unauthenticated, UpdateRejected, UpdateResult
-from fedserver.state.base import Record, TokenRecord, UpdateRecord
+from fedserver.state.records import Record, TokenRecord, UpdateRecord
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

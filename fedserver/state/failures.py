@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 from fedcore.errors import StateUnusable, StorageFailed
 
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
-# Wrong SQL, a wrong value: bugs of ours, as is an error without a code (a closed connection).
-_BUGS = {None, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_MISUSE}
+# SQLITE_ERROR is said of wrong SQL. Ours is constant, so what does not fit it is a schema that is no longer ours.
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR}
+# A wrong value: a bug of ours, as is an error without a code (a closed connection).
+_BUGS = {None, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_MISUSE}
 
 
 @contextmanager
@@ -25,9 +26,13 @@ def storage_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageFailed(f"cannot {doing}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:  # SQLite's message names what it has found in a damaged schema
+        raise StateUnusable(f"cannot {doing}: the database is damaged ({error})") from error
     except sqlite3.Error as error:
         extended: int | None = getattr(error, "sqlite_errorcode", None)
         code = None if extended is None else extended & 0xFF
+        if code is None and isinstance(error, sqlite3.OperationalError):  # Python's own: text that is not UTF-8
+            raise StateUnusable(f"cannot {doing}: the database is damaged ({str(error)[:200]})") from error
         if code in _BUGS:
             raise
         if code in _DAMAGED:

@@ -153,7 +153,7 @@ def read_format(path: Path) -> str:
     try:
         content = json.loads(text)
         found, federation = content["format"], content["federation"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StateUnusable(f"{file} is damaged: {text[:80]!r}") from error
     if type(found) is not int or not isinstance(federation, str):
         raise StateUnusable(f"{file} is damaged: {text[:80]!r}")

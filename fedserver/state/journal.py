@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from fedcore.clock import Clock
 from fedcore.errors import Refused, StateError, StorageFailed
-from fedserver.state.base import Record, Store
+from fedserver.state.base import Store
+from fedserver.state.records import Record
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,10 +11,12 @@ from typing import Self, TypeVar, cast
 from fedcore.errors import NotFound
 from fedcore.messages import WorkKind
 from fedcore.names import check_name
-from fedserver.state.base import (
+from fedserver.state.base import Bytes
+from fedserver.state.checks import check_digest, check_replaceable, check_sealed, record_key
+from fedserver.state.records import (
     AssignmentRecord,
     AttemptRecord,
-    Bytes,
+    BlobRecord,
     ClientRecord,
     JobRecord,
     Record,
@@ -22,7 +24,6 @@ from fedserver.state.base import (
     UpdateRecord,
     VersionRecord,
 )
-from fedserver.state.checks import check_digest, check_replaceable, check_sealed, record_key
 
 R = TypeVar("R")  # a class of record
 _Key = tuple[object, ...]
@@ -121,6 +122,10 @@ class MemoryStore:
         """See `Store.update`."""
         return self._one(UpdateRecord, update_id)
 
+    def blob(self, digest: str) -> BlobRecord | None:
+        """See `Store.blob`."""
+        return self._one(BlobRecord, digest)
+
     def close(self) -> None:
         """See `Store.close`."""
 
@@ -140,10 +145,10 @@ class MemoryBlobs:
         self._blobs: dict[str, bytes] = {}
         self._spools: dict[str, MemorySpool] = {}
 
-    def put(self, data: Bytes) -> str:
+    def put(self, data: Bytes, digest: str | None = None) -> str:
         """See `Blobs.put`."""
         content = bytes(data)
-        digest = hashlib.sha256(content).hexdigest()
+        digest = digest or hashlib.sha256(content).hexdigest()
         self._blobs[digest] = content
         return digest
 
@@ -154,6 +159,10 @@ class MemoryBlobs:
     def open(self, digest: str) -> memoryview:
         """See `Blobs.open`."""
         return memoryview(self._content(digest))
+
+    def read(self, digest: str, offset: int, num_bytes: int) -> bytes:
+        """See `Blobs.read`."""
+        return self._content(digest)[offset : offset + num_bytes]
 
     def size(self, digest: str) -> int:
         """See `Blobs.size`."""

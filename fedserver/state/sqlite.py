@@ -18,9 +18,12 @@ from typing import Any, Final, TypeVar, cast
 
 from fedcore.errors import StateUnusable, UpdateResult
 from fedcore.messages import WorkKind
-from fedserver.state.base import (
+from fedserver.state.checks import check_replaceable, record_key
+from fedserver.state.failures import storage_errors
+from fedserver.state.records import (
     AssignmentRecord,
     AttemptRecord,
+    BlobRecord,
     ClientRecord,
     JobRecord,
     JobStatus,
@@ -29,8 +32,6 @@ from fedserver.state.base import (
     UpdateRecord,
     VersionRecord,
 )
-from fedserver.state.checks import check_replaceable, record_key
-from fedserver.state.failures import storage_errors
 
 _log = logging.getLogger(__name__)
 
@@ -78,10 +79,16 @@ CREATE TABLE IF NOT EXISTS updates (
 CREATE INDEX IF NOT EXISTS updates_of_attempt ON updates (job_id, version, attempt);
 CREATE TABLE IF NOT EXISTS versions (
     position INTEGER PRIMARY KEY,
-    job_id TEXT NOT NULL, version INTEGER NOT NULL, state_blob TEXT NOT NULL, frame_blob TEXT NOT NULL,
+    job_id TEXT NOT NULL, version INTEGER NOT NULL, state_blob TEXT NOT NULL,
+    frame_digest TEXT NOT NULL, frame_head BLOB NOT NULL, frame_body TEXT NOT NULL,
     optimizer_blob TEXT, num_updates INTEGER NOT NULL, num_examples INTEGER NOT NULL,
     uplink_bytes INTEGER NOT NULL, downlink_bytes INTEGER NOT NULL, created_at REAL NOT NULL, metrics TEXT NOT NULL,
     UNIQUE (job_id, version)
+);
+CREATE TABLE IF NOT EXISTS blobs (
+    position INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL, data BLOB NOT NULL,
+    UNIQUE (digest)
 );
 """
 
@@ -93,7 +100,12 @@ _TABLES: Final[dict[type, str]] = {
     AssignmentRecord: "assignments",
     UpdateRecord: "updates",
     VersionRecord: "versions",
+    BlobRecord: "blobs",
 }
+_LOG_PAGES: Final = 4096
+"""Pages of 4 KiB in the log before SQLite carries them over into the database: small blobs fill a shorter one fast."""
+
+_COLUMNS: Final = {kind: [field.name for field in fields(kind)] for kind in _TABLES}
 _ENUMS: Final[dict[str, type[StrEnum]]] = {"status": JobStatus, "kind": WorkKind, "result": UpdateResult}
 
 R = TypeVar("R")  # a class of record
@@ -116,6 +128,7 @@ class SqliteStore:
             try:
                 self._writer.execute("PRAGMA journal_mode = WAL")
                 self._writer.execute("PRAGMA synchronous = FULL")
+                self._writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
                 self._writer.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
                 self._reader = _connect(path)
                 self._reader.execute("PRAGMA query_only = ON")
@@ -140,13 +153,11 @@ class SqliteStore:
 
     def _put(self, record: Record) -> None:
         kind = type(record)
-        columns = _columns(kind)
-        values = [getattr(record, column) for column in columns]
         if kind in (UpdateRecord, TokenRecord):
             key = dict(zip(record.KEY, record_key(record), strict=True))
             for existing in _select(self._writer, kind, key):
                 check_replaceable(existing)
-        self._writer.execute(_upsert(kind, columns), values)
+        self._writer.execute(_UPSERTS[kind], [getattr(record, column) for column in _COLUMNS[kind]])
 
     def clients(self) -> list[ClientRecord]:
         """See `Store.clients`."""
@@ -208,6 +219,10 @@ class SqliteStore:
         """See `Store.update`."""
         return _only(self._read(UpdateRecord, update_id=update_id))
 
+    def blob(self, digest: str) -> BlobRecord | None:
+        """See `Store.blob`."""
+        return _only(self._read(BlobRecord, digest=digest))
+
     def close(self) -> None:
         """See `Store.close`."""
         with storage_errors(f"close {self._path}"), self._reading:
@@ -225,12 +240,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
 
 
-def _columns(kind: type[Any]) -> list[str]:
-    return [field.name for field in fields(kind)]
-
-
-def _upsert(kind: type[Record], columns: list[str]) -> str:
+def _upsert(kind: type[Any]) -> str:
+    columns = _COLUMNS[kind]
     changes = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in kind.KEY)
+    if kind is BlobRecord:  # the same name means the same bytes
+        return f"INSERT OR IGNORE INTO {_TABLES[kind]} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
     return (
         f"INSERT INTO {_TABLES[kind]} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
         f"ON CONFLICT ({', '.join(kind.KEY)}) DO UPDATE SET {changes}"
@@ -240,7 +254,7 @@ def _upsert(kind: type[Record], columns: list[str]) -> str:
 def _select(
     connection: sqlite3.Connection, kind: type[R], where: dict[str, object], order: str = "position"
 ) -> list[R]:
-    columns = _columns(kind)
+    columns = _COLUMNS[kind]
     condition = " AND ".join(f"{column} = ?" for column in where) or "TRUE"
     query = f"SELECT {', '.join(columns)} FROM {_TABLES[kind]} WHERE {condition} ORDER BY {order}"
     rows = connection.execute(query, tuple(where.values())).fetchall()
@@ -259,3 +273,6 @@ def _record(kind: type[R], columns: list[str], row: tuple[Any, ...]) -> R:
 
 def _only(found: list[R]) -> R | None:
     return found[0] if found else None
+
+
+_UPSERTS: Final = {kind: _upsert(kind) for kind in _TABLES}

@@ -35,6 +35,12 @@ def test_bytes_come_back_under_their_sha256(blobs: Blobs, data: bytes | bytearra
     assert list(blobs.digests()) == [DIGEST]
 
 
+@pytest.mark.parametrize(("offset", "num_bytes"), [(0, 10), (4, 5000), (5000, 5000), (5120, 1), (9999, 1), (0, 0)])
+def test_a_part_of_a_blob_is_read_by_itself(blobs: Blobs, offset: int, num_bytes: int) -> None:
+    blobs.put(DATA)
+    assert blobs.read(DIGEST, offset, num_bytes) == DATA[offset : offset + num_bytes]
+
+
 def test_the_empty_blob_is_a_blob(blobs: Blobs) -> None:
     assert blobs.put(b"") == EMPTY
     assert bytes(blobs.open(EMPTY)) == b""
@@ -61,6 +67,8 @@ def test_a_missing_blob_is_not_found(blobs: Blobs) -> None:
         blobs.open(DIGEST)
     with pytest.raises(NotFound, match=DIGEST):
         blobs.size(DIGEST)
+    with pytest.raises(NotFound, match=DIGEST):
+        blobs.read(DIGEST, 0, 1)
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", DIGEST.upper(), DIGEST[:-1], DIGEST + "\n"])

@@ -70,6 +70,23 @@ def test_fold_streams_and_waits_for_nobody(name: str) -> None:
     assert traits.shape != "fold" or (traits.streams and not traits.needs_all)
 
 
+def test_a_cleared_fold_is_as_good_as_new(name: str) -> None:
+    before, after = updates(5), updates(3)[::-1]
+    fold = folded(name, before)
+    fold.clear()
+    assert (fold.num_updates, fold.total_weight) == (0, 0)
+    with refusal():
+        fold.mean_blocks()
+    for values, weight in after:
+        fold.add([values], weight)
+    assert np.array_equal(aggregate(fold), aggregate(folded(name, after)))
+    with refusal():
+        fold.add([after[0][0][: D // 2]], 1)
+    fold.clear()
+    fold.add([after[0][0]], 1)
+    assert fold.num_updates == 1
+
+
 def test_counts_follow_the_updates(name: str) -> None:
     given = updates(5)
     empty = make(name).open(D, CAPACITY)

@@ -15,19 +15,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fedcore.errors import Refused, Unauthenticated, UpdateRejected, UpdateResult
 from fedcore.messages import WorkKind
-from fedserver.state.base import (
+from fedserver.state.base import Store
+from fedserver.state.memory import MemoryStore
+from fedserver.state.records import (
     AssignmentRecord,
     AttemptRecord,
+    BlobRecord,
     ClientRecord,
     JobRecord,
     JobStatus,
     Record,
-    Store,
     TokenRecord,
     UpdateRecord,
     VersionRecord,
 )
-from fedserver.state.memory import MemoryStore
 from fedserver.state.sqlite import SqliteStore
 
 CLIENT = ClientRecord("ada", "0a", b"key\x00", 1.5, 2.5)
@@ -53,8 +54,9 @@ UPDATE = UpdateRecord(
     metrics='{"loss":0.5}',
     received_at=6.25,
 )
-VERSION = VersionRecord("j1", 1, "cd" * 32, "ef" * 32, None, 3, 90, 1000, 2000, 7.0)
-ONE_OF_EACH: tuple[Record, ...] = (CLIENT, TOKEN, JOB, ATTEMPT, ASSIGNMENT, UPDATE, VERSION)
+VERSION = VersionRecord("j1", 1, "cd" * 32, "ef" * 32, b"RTF1", "ab" * 32, None, 3, 90, 1000, 2000, 7.0)
+BLOB = BlobRecord("cd" * 32, b"\x00state\xff")
+ONE_OF_EACH: tuple[Record, ...] = (CLIENT, TOKEN, JOB, ATTEMPT, ASSIGNMENT, UPDATE, VERSION, BLOB)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -80,6 +82,7 @@ def test_every_kind_of_record_comes_back_as_it_was_written(store: Store) -> None
     assert store.versions("j1") == [VERSION]
     assert store.version("j1", 1) == VERSION
     assert store.latest_version("j1") == VERSION
+    assert store.blob(BLOB.digest) == BLOB
 
 
 def test_enumerations_come_back_as_enumerations(store: Store) -> None:
@@ -100,6 +103,7 @@ def test_what_is_not_there_is_none_or_an_empty_list(store: Store) -> None:
     assert store.latest_version("j1") is None
     assert store.assignment("a1") is None
     assert store.update("00") is None
+    assert store.blob("00") is None
     assert store.updates("j1", 0) == []
     assert store.attempts("j1") == []
 
@@ -112,6 +116,12 @@ def test_a_record_of_the_same_key_replaces_the_whole_record_and_keeps_its_place(
     assert store.jobs() == [changed, other]
     store.write([JOB])
     assert store.jobs() == [JOB, other]
+
+
+def test_the_same_small_blob_may_be_written_twice(store: Store) -> None:
+    store.write([BLOB, BLOB])
+    store.write([BLOB])
+    assert store.blob(BLOB.digest) == BLOB
 
 
 def test_enrolling_again_replaces_the_serial(store: Store) -> None:
@@ -255,7 +265,22 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
         metrics=TEXTS,
         received_at=TIMES,
     ),
-    st.builds(VersionRecord, IDS, SMALL, TEXTS, TEXTS, st.none() | TEXTS, COUNTS, COUNTS, COUNTS, COUNTS, TIMES, TEXTS),
+    st.builds(
+        VersionRecord,
+        IDS,
+        SMALL,
+        TEXTS,
+        TEXTS,
+        BYTES,
+        TEXTS,
+        st.none() | TEXTS,
+        COUNTS,
+        COUNTS,
+        COUNTS,
+        COUNTS,
+        TIMES,
+        TEXTS,
+    ),
 )
 
 

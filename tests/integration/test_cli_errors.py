@@ -105,6 +105,8 @@ def test_a_port_in_use_is_exit_code_6(folder: Path) -> None:
         for option in ("--port", "--enrolment-port", "--metrics-port"):
             assert port in logged_failure(Exit.ADDRESS_IN_USE, *where, option, port)
     assert contents(folder) == before
+    with running(folder):
+        pass  # with ports that are free it starts
 
 
 def test_a_locked_folder_is_exit_code_7_and_its_server_goes_on(folder: Path) -> None:
@@ -115,10 +117,14 @@ def test_a_locked_folder_is_exit_code_7_and_its_server_goes_on(folder: Path) -> 
 
 
 def test_a_folder_of_a_newer_format_is_exit_code_8(folder: Path) -> None:
+    ours = (folder / "format").read_bytes()
     (folder / "format").write_text('{"federation": "federation", "format": 2}\n')
     before = contents(folder)
     assert "newer" in logged_failure(Exit.STATE_UNUSABLE, "--folder", str(folder))
     assert contents(folder) == before
+    (folder / "format").write_bytes(ours)
+    with running(folder):
+        pass
 
 
 @pytest.mark.parametrize("command", [["run"], ["status"], ["jobs"], ["clients"], ["token", "ann"], ["stop", "x"]])

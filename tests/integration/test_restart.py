@@ -61,9 +61,10 @@ class Trainer:
     async def update(self, transport: GrpcTransport, work: Assignment) -> Update:
         if work.kind is WorkKind.INITIALISE:
             return self._maker.initialise(work)
-        checked = self._maker.check(work)
-        frame = bytearray(b"".join([chunk async for chunk in transport.download(work.job_id, work.version, 0)]))
-        return await asyncio.to_thread(self._maker.update, checked, frame, lambda part: None, threading.Event())
+        frame = b"".join([chunk async for chunk in transport.download(work.job_id, work.version, 0)])
+        return await asyncio.to_thread(
+            self._maker.update, work, memoryview(frame), lambda part: None, threading.Event()
+        )
 
 
 @dataclass

@@ -19,7 +19,7 @@ import asyncio, hashlib, resource, sys
 from pathlib import Path
 from fedcore.clock import SystemClock
 from fedcore.errors import StorageFailed
-from fedserver.state.base import ClientRecord
+from fedserver.state.records import ClientRecord
 from fedserver.state.folder import StateFolder
 from fedserver.state.journal import Journal
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from fedcore.clock import SystemClock
 from fedcore.errors import UpdateResult
 from fedcore.messages import WorkKind
-from fedserver.state.base import UpdateRecord
+from fedserver.state.records import UpdateRecord
 from fedserver.state.folder import StateFolder
 from fedserver.state.journal import Journal
 

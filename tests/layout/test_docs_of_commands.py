@@ -17,7 +17,7 @@ import fedserver.cli
 import fedsim.cli
 from fedcore.errors import Exit
 from fedcore.messages import Hello
-from fedserver.state.base import JobRecord, JobStatus, VersionRecord
+from fedserver.state.records import JobRecord, JobStatus, VersionRecord
 from fedserver.status import history_of, status_of
 from tests.support.server import running_server, small_job
 
@@ -86,7 +86,7 @@ async def test_exactly_the_keys_of_a_status_are_documented(tmp_path: Path) -> No
     async with running_server(tmp_path) as server:
         federation = server.federation
         job = JobRecord("0" * 32, "done", small_job().to_json(), JobStatus.FINISHED, 1.0, 2.0)
-        await federation.services.journal.write(job, VersionRecord("0" * 32, 0, "", "", None, 1, 1, 1, 1, 2.0))
+        await federation.services.journal.write(job, VersionRecord("0" * 32, 0, "", "", b"", "", None, 1, 1, 1, 1, 2.0))
         ended = status_of(federation, 1, "done")
         (version,) = history_of(federation, "0" * 32)
         await federation.submit(small_job().to_json())

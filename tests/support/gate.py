@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,9 @@ DEADLINE_S = 60.0
 class Held:
     """A client that has begun to train and waits."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, address: tuple[str, int]) -> None:
         self._connection = connection
+        self.address = address
 
     def release(self) -> None:
         """Let it train."""
@@ -40,11 +42,28 @@ class Gate:
 
     def wait_for_client(self) -> Held:
         """Return the next client that has begun to train."""
-        connection, _ = self._listener.accept()
+        connection, address = self._listener.accept()
         connection.settimeout(DEADLINE_S)
-        held = Held(connection)
+        held = Held(connection, address)
         self._held.append(held)
         return held
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Let everybody through who comes within the block."""
+        with socket.socket() as last:
+            last.bind(("127.0.0.1", 0))
+            thread = threading.Thread(target=self._let_through, args=(last.getsockname(),))
+            thread.start()
+            try:
+                yield
+            finally:
+                last.connect(("127.0.0.1", self.port))
+                thread.join()
+
+    def _let_through(self, last: tuple[str, int]) -> None:
+        while (held := self.wait_for_client()).address != last:
+            held.release()
 
     def close(self) -> None:
         """Let everybody go."""

@@ -20,6 +20,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+from urllib.request import urlopen
 
 from fedclient.identity import ClientIdentity
 from fedcore.jobfile import Job, parse_job
@@ -63,7 +64,9 @@ def free_ports(number: int) -> list[int]:
 class Process:
     """A command that runs, and what it has said so far."""
 
-    def __init__(self, *arguments: str | Path, folder: Path | None = None) -> None:
+    def __init__(
+        self, *arguments: str | Path, folder: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.arguments = [str(argument) for argument in arguments]
         self.out: list[str] = []
         self.err: list[str] = []
@@ -75,7 +78,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "400"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "400", **(environment or {})},
         )
         self._readers = [
             threading.Thread(target=self._read, args=pair, daemon=True)
@@ -178,13 +181,15 @@ class Deployment:
     """A federation in a folder. Use it as a context manager; the server runs once `start_server` was called.
 
     Attributes:
+        environment: added to that of the tests, for the server.
         server: the newest server process.
         clients: the newest process of each client, by name.
     """
 
-    def __init__(self, folder: Path, federation: str = "tests") -> None:
+    def __init__(self, folder: Path, federation: str = "tests", environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.federation = federation
+        self.environment = environment or {}
         self.server: Process
         self.clients: dict[str, Process] = {}
         self.ready: Tree = {}
@@ -217,17 +222,20 @@ class Deployment:
 
     # -- processes ---------------------------------------------------------------------------------------------------
 
-    def start(self, *arguments: str | Path) -> Process:
+    def start(self, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> Process:
         """Start any command; it does not outlive the deployment."""
-        process = Process(*arguments, folder=self.folder)
+        process = Process(*arguments, folder=self.folder, environment=environment)
         self._processes.append(process)
         return process
 
-    def start_server(self) -> Process:
-        """Start the server, or start it again on the same state folder and ports, and wait until it is ready."""
-        self.server = self.start(
-            "fedserver", "run", "--folder", self.state, "--host", "127.0.0.1", "--json", "--log-format", "json"
-        )
+    def start_server(self, *under: str) -> Process:
+        """Start the server, or start it again on the same state folder and ports, and wait until it is ready.
+
+        Args:
+            under: a command that runs the server in its own place, such as `strace -D`.
+        """
+        options = ("--folder", self.state, "--host", "127.0.0.1", "--json", "--log-format", "json")
+        self.server = self.start(*under, command("fedserver"), "run", *options, environment=self.environment)
         self.ready = json.loads(self.server.wait_for_line("{"))
         return self.server
 
@@ -270,6 +278,12 @@ class Deployment:
     def submit(self, job: Job) -> str:
         with self.operator() as server:
             return server.submit(job.to_json()).job_id
+
+    def metrics(self) -> str:
+        """Return what Prometheus would scrape now."""
+        with urlopen(self.ready["metrics_url"], timeout=DEADLINE_S) as answer:
+            text: str = answer.read().decode()
+        return text
 
     def status(self, job_id: str) -> Tree:
         with self.operator() as server:

@@ -22,9 +22,10 @@ from fedserver.rounds.fleet import Fleet
 from fedserver.rounds.services import Services
 from fedserver.rpc.server import RpcServer
 from fedserver.security.authority import Authority
-from fedserver.state.base import Blobs, Record
+from fedserver.state.base import Blobs
 from fedserver.state.journal import Journal
 from fedserver.state.memory import MemoryBlobs, MemoryStore
+from fedserver.state.records import Record
 
 FEDERATION = "test-federation"
 
@@ -79,7 +80,7 @@ async def running_server(
             cut,
         )
         federation = Federation(services, FEDERATION, membership.signing_key)
-        rpc = RpcServer(federation, membership, metrics, authority)
+        rpc = RpcServer(federation, membership, metrics, authority, clock)
         await rpc.start("127.0.0.1", 0, 0)
         running = asyncio.create_task(federation.run())
         await federation.recovered.wait()

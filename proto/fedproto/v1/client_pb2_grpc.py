@@ -54,11 +54,6 @@ class ClientServiceStub:
                 request_serializer=fedproto_dot_v1_dot_client__pb2.UploadRequest.SerializeToString,
                 response_deserializer=fedproto_dot_v1_dot_client__pb2.UploadState.FromString,
                 _registered_method=True)
-        self.SendUpdate = channel.unary_unary(
-                '/fedproto.v1.ClientService/SendUpdate',
-                request_serializer=fedproto_dot_v1_dot_client__pb2.SendUpdateRequest.SerializeToString,
-                response_deserializer=fedproto_dot_v1_dot_client__pb2.UploadState.FromString,
-                _registered_method=True)
 
 
 class ClientServiceServicer:
@@ -72,7 +67,7 @@ class ClientServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Download(self, request, context):
-        """A version as an encoded frame, from `offset` to its end, in chunks of at most 1 MiB.
+        """A large version as an encoded frame, from `offset` to its end, in chunks of at most 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,14 +81,7 @@ class ClientServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """An update in chunks: first an opening, then the bytes from the offset that GetUpload named.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def SendUpdate(self, request, context):
-        """A whole small update in one message.
+        """A large update in chunks: first an opening, then the bytes from the offset that GetUpload named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,11 +108,6 @@ def add_ClientServiceServicer_to_server(servicer, server):
             'Upload': grpc.stream_unary_rpc_method_handler(
                     servicer.Upload,
                     request_deserializer=fedproto_dot_v1_dot_client__pb2.UploadRequest.FromString,
-                    response_serializer=fedproto_dot_v1_dot_client__pb2.UploadState.SerializeToString,
-            ),
-            'SendUpdate': grpc.unary_unary_rpc_method_handler(
-                    servicer.SendUpdate,
-                    request_deserializer=fedproto_dot_v1_dot_client__pb2.SendUpdateRequest.FromString,
                     response_serializer=fedproto_dot_v1_dot_client__pb2.UploadState.SerializeToString,
             ),
     }
@@ -235,33 +218,6 @@ class ClientService:
             target,
             '/fedproto.v1.ClientService/Upload',
             fedproto_dot_v1_dot_client__pb2.UploadRequest.SerializeToString,
-            fedproto_dot_v1_dot_client__pb2.UploadState.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def SendUpdate(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fedproto.v1.ClientService/SendUpdate',
-            fedproto_dot_v1_dot_client__pb2.SendUpdateRequest.SerializeToString,
             fedproto_dot_v1_dot_client__pb2.UploadState.FromString,
             options,
             channel_credentials,

@@ -34,13 +34,11 @@ class ClientServiceStub:
     Session: _grpc.StreamStreamMultiCallable[_client_pb2.SessionRequest, _client_pb2.SessionReply]
     """Presence and work: one stream per client, open as long as the client is there."""
     Download: _grpc.UnaryStreamMultiCallable[_client_pb2.DownloadRequest, _client_pb2.Chunk]
-    """A version as an encoded frame, from `offset` to its end, in chunks of at most 1 MiB."""
+    """A large version as an encoded frame, from `offset` to its end, in chunks of at most 1 MiB."""
     GetUpload: _grpc.UnaryUnaryMultiCallable[_client_pb2.GetUploadRequest, _client_pb2.UploadState]
     """How much of an upload the server holds, or what became of it."""
     Upload: _grpc.StreamUnaryMultiCallable[_client_pb2.UploadRequest, _client_pb2.UploadState]
-    """An update in chunks: first an opening, then the bytes from the offset that GetUpload named."""
-    SendUpdate: _grpc.UnaryUnaryMultiCallable[_client_pb2.SendUpdateRequest, _client_pb2.UploadState]
-    """A whole small update in one message."""
+    """A large update in chunks: first an opening, then the bytes from the offset that GetUpload named."""
 
 @_typing.type_check_only
 class ClientServiceAsyncStub(ClientServiceStub):
@@ -48,13 +46,11 @@ class ClientServiceAsyncStub(ClientServiceStub):
     Session: _aio.StreamStreamMultiCallable[_client_pb2.SessionRequest, _client_pb2.SessionReply]  # type: ignore[assignment]
     """Presence and work: one stream per client, open as long as the client is there."""
     Download: _aio.UnaryStreamMultiCallable[_client_pb2.DownloadRequest, _client_pb2.Chunk]  # type: ignore[assignment]
-    """A version as an encoded frame, from `offset` to its end, in chunks of at most 1 MiB."""
+    """A large version as an encoded frame, from `offset` to its end, in chunks of at most 1 MiB."""
     GetUpload: _aio.UnaryUnaryMultiCallable[_client_pb2.GetUploadRequest, _client_pb2.UploadState]  # type: ignore[assignment]
     """How much of an upload the server holds, or what became of it."""
     Upload: _aio.StreamUnaryMultiCallable[_client_pb2.UploadRequest, _client_pb2.UploadState]  # type: ignore[assignment]
-    """An update in chunks: first an opening, then the bytes from the offset that GetUpload named."""
-    SendUpdate: _aio.UnaryUnaryMultiCallable[_client_pb2.SendUpdateRequest, _client_pb2.UploadState]  # type: ignore[assignment]
-    """A whole small update in one message."""
+    """A large update in chunks: first an opening, then the bytes from the offset that GetUpload named."""
 
 class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -71,7 +67,7 @@ class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _client_pb2.DownloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_client_pb2.Chunk], _abc.AsyncIterator[_client_pb2.Chunk]]:
-        """A version as an encoded frame, from `offset` to its end, in chunks of at most 1 MiB."""
+        """A large version as an encoded frame, from `offset` to its end, in chunks of at most 1 MiB."""
 
     @_abc_1.abstractmethod
     def GetUpload(
@@ -87,14 +83,6 @@ class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_client_pb2.UploadRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_client_pb2.UploadState, _abc.Awaitable[_client_pb2.UploadState]]:
-        """An update in chunks: first an opening, then the bytes from the offset that GetUpload named."""
-
-    @_abc_1.abstractmethod
-    def SendUpdate(
-        self,
-        request: _client_pb2.SendUpdateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_client_pb2.UploadState, _abc.Awaitable[_client_pb2.UploadState]]:
-        """A whole small update in one message."""
+        """A large update in chunks: first an opening, then the bytes from the offset that GetUpload named."""
 
 def add_ClientServiceServicer_to_server(servicer: ClientServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

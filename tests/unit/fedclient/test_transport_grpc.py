@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedclient.identity import ClientIdentity, new_request
-from fedclient.transport import grpc_transport
+from fedclient.transport import grpc_session, grpc_transport
 from fedclient.transport.base import Transport
 from fedclient.transport.convert import UnfitAssignment, assignment_from_wire, upload_state_from_wire
 from fedclient.transport.enrolment import enrol
@@ -76,6 +76,8 @@ class Service(client_pb2_grpc.ClientServiceServicer):
         self.chunk_sizes: list[int] = []
         self.answer_early = False
         self.silent = False
+        self.answers = True
+        self.ends_with_update = False
 
     async def Session(self, request_iterator: Any, context: Context) -> AsyncIterator[pb.SessionReply]:  # noqa: N802
         self.heard.append(await anext(aiter(request_iterator)))
@@ -86,6 +88,18 @@ class Service(client_pb2_grpc.ClientServiceServicer):
         async for request in request_iterator:
             self.heard.append(request)
             await self._maybe_abort(context)
+            if request.WhichOneof("event") == "update":
+                if self.ends_with_update:
+                    return
+                for number in (99, request.update.number) if self.answers else ():
+                    yield pb.SessionReply(
+                        upload=pb.UploadState(
+                            number=number,
+                            received_bytes=len(request.update.frame),
+                            result="duplicate",
+                            text=request.update.header.decode(),
+                        )
+                    )
         self.half_closed.set()
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:  # noqa: N802
@@ -112,10 +126,6 @@ class Service(client_pb2_grpc.ClientServiceServicer):
             self.received += request.chunk.data
             self.chunk_sizes.append(len(request.chunk.data))
         return pb.UploadState(received_bytes=len(self.received), result="accepted")
-
-    async def SendUpdate(self, request: pb.SendUpdateRequest, context: Context) -> pb.UploadState:  # noqa: N802
-        await self._maybe_abort(context)
-        return pb.UploadState(received_bytes=len(request.frame), result="duplicate", text=request.header.decode())
 
     async def _maybe_abort(self, context: Context) -> None:
         if self.abort is not None:
@@ -361,8 +371,44 @@ async def test_an_upload_that_stalls_is_given_up(
         await transport.upload(b"h", b"s", service.frame * 20, 0)
 
 
-async def test_a_small_update_goes_in_one_message(transport: Transport) -> None:
-    assert await transport.send_update(b"head", b"s", b"abc") == UploadState(3, UpdateResult.DUPLICATE, "head")
+async def test_a_small_update_goes_in_one_message_within_the_session(transport: Transport) -> None:
+    with pytest.raises(Unreachable, match="no session"):
+        await transport.send_update(b"head", b"s", b"abc")
+    async with transport.connect(HELLO):
+        states = await asyncio.gather(*(transport.send_update(b"head%d" % n, b"s", b"abc") for n in range(3)))
+    assert states == [UploadState(3, UpdateResult.DUPLICATE, f"head{n}") for n in range(3)]
+
+
+async def test_a_session_that_ends_before_the_answer_is_unreachable(transport: Transport, service: Service) -> None:
+    service.ends_with_update = True
+    async with transport.connect(HELLO):
+        with pytest.raises(Unreachable, match="ended before the answer"):
+            await transport.send_update(b"head", b"s", b"abc")
+        with pytest.raises(Unreachable, match="session is over"):
+            await transport.send_update(b"head", b"s", b"abc")
+
+
+async def test_an_update_that_is_not_answered_is_given_up(
+    transport: Transport, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_session, "ANSWER_S", 0.05)
+    service.answers = False
+    async with transport.connect(HELLO):
+        with pytest.raises(Unreachable, match="the answer to an update"):
+            await transport.send_update(b"head", b"s", b"abc")
+        service.answers = True
+        assert (await transport.send_update(b"again", b"s", b"abc")).text == "again"
+
+
+async def test_cancelling_who_sends_an_update_leaves_the_session_alone(transport: Transport, service: Service) -> None:
+    service.answers = False
+    async with transport.connect(HELLO):
+        sending = asyncio.ensure_future(transport.send_update(b"head", b"s", bytes(1 << 20)))
+        await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        service.answers = True
+        assert (await transport.send_update(b"again", b"s", b"abc")).text == "again"
 
 
 async def test_an_upload_that_the_server_never_saw_has_no_bytes(transport: Transport, service: Service) -> None:

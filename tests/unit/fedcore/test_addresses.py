@@ -10,7 +10,9 @@ from fedcore.addresses import check_address, check_host
 from fedcore.errors import InvalidInput
 
 
-@pytest.mark.parametrize("host", ["a", "fl.example.org", "fl.example.org.", "my_service", "10.0.0.1", "::1", "x-1.y"])
+@pytest.mark.parametrize(
+    "host", ["a", "fl.example.org", "fl.example.org.", "my_service", "10.0.0.1", "::1", "fe80::1%eth0.1", "x-1.y"]
+)
 def test_what_a_client_can_dial_is_a_host(host: str) -> None:
     assert check_host(host) == host
     assert check_address(f"[{host}]:1" if ":" in host else f"{host}:1")
@@ -18,7 +20,24 @@ def test_what_a_client_can_dial_is_a_host(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["", ".", "a..b", "-a", "a-", "*.example.org", "a b", "a/b", "1.2.3", "256.1.1.1", "ü.de", "a" * 64, "[::1]"],
+    [
+        "",
+        ".",
+        "a..b",
+        "-a",
+        "a-",
+        "*.example.org",
+        "a b",
+        "a/b",
+        "1.2.3",
+        "256.1.1.1",
+        "ü.de",
+        "a" * 64,
+        "[::1]",
+        "::1%",
+        "::1%a b",
+        '::1%"\n',
+    ],
 )
 def test_what_is_no_host_is_refused(host: str) -> None:
     with pytest.raises(InvalidInput):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,6 +116,30 @@ def test_a_header_at_the_bound_is_looked_at_and_one_byte_more_is_not() -> None:
 )
 def test_what_is_not_a_json_object_is_malformed(data: bytes) -> None:
     assert rejection(data).startswith("header: ")
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "[-Infinity]"])
+def test_a_layout_holds_only_what_json_can_say(value: str) -> None:
+    data = json.dumps(FIELDS | {"layout": []}).replace("[]", f'[["g", {value}]]')
+    assert rejection(data.encode()).startswith("header.layout: ")
+
+
+@pytest.mark.parametrize("layout", ["[]", '["g","n",[2],"float32"]'])
+def test_a_long_header_takes_little_more_memory_than_its_json(layout: str) -> None:
+    rows = ",".join([layout] * (MAX_HEADER_BYTES // (len(layout) + 2)))
+    data = f'{{"layout":[{rows}]}}'.encode()
+    tree_bytes = peak_bytes_of(lambda: json.loads(data))
+    # Ten fields are missing; each of these errors comes with the input, which is not to be copied for it.
+    assert peak_bytes_of(lambda: rejection(data)) < 3 * tree_bytes
+
+
+def peak_bytes_of(call: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 JSON: st.SearchStrategy[Any] = st.recursive(

@@ -119,11 +119,11 @@ class FailingBlobs(MemoryBlobs):
 
     is_failing = False
 
-    def put(self, data: Bytes) -> str:
+    def put(self, data: Bytes, digest: str | None = None) -> str:
         if self.is_failing:
             self.is_failing = False
             raise StorageFailed("no space left on device")
-        return super().put(data)
+        return super().put(data, digest)
 
 
 async def test_a_disk_that_fails_under_an_update_stops_the_server_and_nothing_is_acknowledged(tmp_path: Path) -> None:
@@ -134,8 +134,10 @@ async def test_a_disk_that_fails_under_an_update_stops_the_server_and_nothing_is
         async with playing(transport, identity.signing_key) as player:
             work = await player.next_work()
             blobs.is_failing = True
+            frame = RAW.encode(np.zeros(LAYOUT.num_values, np.float32), np.random.default_rng(0))
+            header = player.header(work, frame).to_bytes()
             with pytest.raises(StorageFailed):
-                await player.answer(work)
+                await transport.upload(header, sign(player.key, SIGNATURE_CONTEXT, header), frame, 0)
             failed = server.federation.services.journal.failed
             assert isinstance(failed.result(), StorageFailed)
             with pytest.raises(StorageFailed):  # nothing is taken in any more

@@ -26,7 +26,7 @@ from fedcore.errors import (
 from fedserver.rpc import operator_client
 from fedserver.rpc.operator_client import OperatorClient, VersionState
 from fedserver.rpc.operator_errors import CODES, STATUSES
-from fedserver.state.base import JobRecord, JobStatus, VersionRecord
+from fedserver.state.records import JobRecord, JobStatus, VersionRecord
 from tests.support.server import TestServer, running_server, small_job
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ async def stored_version(server: TestServer, state: bytes) -> VersionState:
     services = server.federation.services
     job = JobRecord("0" * 32, "small", small_job().to_json(), JobStatus.FINISHED, 1.0, 2.0, layout=b"[]")
     digest = services.blobs.put(state)
-    await services.journal.write(job, VersionRecord("0" * 32, 1, digest, digest, None, 1, 1, 1, 1, 2.0))
+    await services.journal.write(job, VersionRecord("0" * 32, 1, digest, digest, b"", digest, None, 1, 1, 1, 1, 2.0))
     return await ask(server, lambda client: client.version("small"))
 
 

@@ -13,9 +13,9 @@ import pytest
 from fedcore.clock import SystemClock
 from fedcore.errors import StateError, StorageFailed, UpdateRejected, UpdateResult
 from fedcore.messages import WorkKind
-from fedserver.state.base import ClientRecord, Record, UpdateRecord
 from fedserver.state.journal import Journal
 from fedserver.state.memory import MemoryStore
+from fedserver.state.records import ClientRecord, Record, UpdateRecord
 
 CLIENT = ClientRecord("ada", "0a", b"", 1.0, 2.0)
 UPDATE = UpdateRecord(

@@ -6,13 +6,14 @@ import os
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedcore.errors import InvalidInput, StateLocked, StateUnusable, StorageFailed
-from fedserver.state.base import ClientRecord
 from fedserver.state.folder import FORMAT, StateFolder, read_format
+from fedserver.state.records import ClientRecord
 
 CLIENT = ClientRecord("ada", "0a", b"", 1.0, 2.0)
 HOLD = """
@@ -111,7 +112,7 @@ def test_a_newer_format_names_both_numbers(path: Path) -> None:
         StateFolder.open(path)
 
 
-@pytest.mark.parametrize("text", ["", "1", "[]", "{}", '{"federation": 1, "format": 1}', "\x00\xff"])
+@pytest.mark.parametrize("text", ["", "1", "[]", "{}", '{"federation": 1, "format": 1}', "\x00\xff", "[" * 4000])
 def test_a_damaged_format_file_is_reported(path: Path, text: str) -> None:
     (path / "format").write_text(text)
     with pytest.raises(StateUnusable, match="damaged"):
@@ -123,6 +124,25 @@ def test_a_damaged_database_is_reported_and_leaves_the_folder_unlocked(path: Pat
     for _ in range(2):
         with pytest.raises(StateUnusable, match="the database is damaged"):
             StateFolder.open(path)
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [
+        (b"lovelace", b"\xff\xfelovela"),  # a value that is not UTF-8
+        (b"signing_key BLOB", b"signing_kez BLOB"),  # a column that is no longer there
+        (b"sqlite_autoindex_clients", b"sqliTe_\xb9utoindex_clients"),  # SQLite's own message is not UTF-8 then
+    ],
+)
+def test_a_database_with_damaged_pages_is_reported(path: Path, sound: bytes, damaged: bytes) -> None:
+    with StateFolder.open(path) as folder:
+        folder.store.write([replace(CLIENT, name="lovelace")])
+    file = path / "store.sqlite"
+    data = file.read_bytes()
+    assert sound in data
+    file.write_bytes(data.replace(sound, damaged))
+    with pytest.raises(StateUnusable, match="the database is damaged"), StateFolder.open(path) as folder:
+        folder.store.clients()
 
 
 def test_a_value_that_this_version_does_not_know_is_reported(path: Path) -> None:

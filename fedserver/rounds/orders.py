@@ -1,0 +1,56 @@
+"""What a job's clients are told to do."""
+
+from __future__ import annotations
+
+from fedcore.layout import Layout
+from fedcore.messages import MESSAGE_BYTES, Assignment
+from fedcore.rng import derive_seed
+from fedserver.rounds.attempt import Attempt
+from fedserver.state.records import VersionRecord
+from fedserver.state.vault import Vault
+
+
+class Orders:
+    """Writes a job's assignments. A small frame goes with each of them and is read once for all.
+
+    Args:
+        job_id: of the job.
+        spec: the job as canonical JSON.
+        seed: of the job.
+        vault: where frames are.
+    """
+
+    def __init__(self, job_id: str, spec: bytes, seed: int, vault: Vault) -> None:
+        self._job_id, self._spec, self._seed = job_id, spec, seed
+        self._vault = vault
+        self._digest, self._num_bytes, self._frame = "", 0, b""
+
+    def assignment(
+        self,
+        attempt: Attempt,
+        assignment_id: str,
+        client: str,
+        *,
+        layout: Layout | None,
+        latest: VersionRecord | None,
+        deadline_s: float,
+    ) -> Assignment:
+        """Return one client's assignment; `layout` and `latest` are None before version 0."""
+        if latest is not None and latest.frame_digest != self._digest:
+            self._digest = latest.frame_digest
+            self._num_bytes = len(latest.frame_head) + self._vault.size(latest.frame_body)
+            is_small = self._num_bytes <= MESSAGE_BYTES
+            self._frame = latest.frame_head + bytes(self._vault.open(latest.frame_body)) if is_small else b""
+        return Assignment(
+            assignment_id=assignment_id,
+            job_id=self._job_id,
+            job=self._spec,
+            version=attempt.version,
+            kind=attempt.kind,
+            seed=derive_seed(self._seed, attempt.kind.value, client, attempt.version),
+            layout_digest=layout.digest if layout else "",
+            frame_digest=self._digest,
+            frame_bytes=self._num_bytes,
+            deadline_s=max(0.0, deadline_s),
+            frame=self._frame,
+        )

@@ -1,0 +1,210 @@
+"""What is recorded: small facts, one class of record for each kind.
+
+`KEY` names the fields that identify a record. Times are seconds since 1970 (UTC).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar, TypeAlias
+
+from fedcore.errors import UpdateResult
+from fedcore.messages import WorkKind
+
+
+class JobStatus(StrEnum):
+    """What became of a job."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """An enrolled client. Enrolling again replaces the record, and with it the serial that is accepted.
+
+    Attributes:
+        serial: of the certificate in force, hexadecimal.
+        signing_key: the public key that its updates are signed with.
+    """
+
+    KEY: ClassVar[tuple[str, ...]] = ("name",)
+
+    name: str
+    serial: str
+    signing_key: bytes
+    enrolled_at: float
+    expires_at: float
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """An enrolment token, known by the SHA-256 (hex) of its secret. Once used it cannot be written again."""
+
+    KEY: ClassVar[tuple[str, ...]] = ("secret_sha256",)
+
+    secret_sha256: str
+    client: str
+    created_at: float
+    expires_at: float
+    used_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job.
+
+    Attributes:
+        spec: canonical JSON (`fedcore.jobfile.Job`).
+        failure: why it failed or was stopped; else empty.
+        layout: the layout's bytes; None until version 0 exists.
+    """
+
+    KEY: ClassVar[tuple[str, ...]] = ("job_id",)
+
+    job_id: str
+    name: str
+    spec: bytes
+    status: JobStatus
+    submitted_at: float
+    finished_at: float | None = None
+    failure: str = ""
+    layout: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One try at computing a version, or at an evaluation.
+
+    Attributes:
+        outcome: empty while it is open, then "closed" or "abandoned".
+        reason: why it was abandoned.
+    """
+
+    KEY: ClassVar[tuple[str, ...]] = ("job_id", "version", "attempt", "kind")
+
+    job_id: str
+    version: int
+    attempt: int
+    kind: WorkKind
+    opened_at: float
+    deadline_at: float
+    closed_at: float | None = None
+    outcome: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentRecord:
+    """Work given to one client within an attempt.
+
+    Attributes:
+        ended: empty while the work is wanted, then "done", "declined", "lost" or "expired".
+        text: the client's reason for declining, or what else is worth reading.
+    """
+
+    KEY: ClassVar[tuple[str, ...]] = ("assignment_id",)
+
+    assignment_id: str
+    job_id: str
+    version: int
+    attempt: int
+    kind: WorkKind
+    client: str
+    assigned_at: float
+    ended: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRecord:
+    """An update that was looked at, accepted or not. Written once, never changed.
+
+    Attributes:
+        update_id: 32 hex digits chosen by the client.
+        text: why it was rejected; else empty.
+        header: the signed bytes (`fedcore.messages.UpdateHeader`).
+        blob: SHA-256 (hex) of the frame; None where no frame is kept.
+        metrics: JSON.
+    """
+
+    KEY: ClassVar[tuple[str, ...]] = ("update_id",)
+
+    update_id: str
+    assignment_id: str
+    job_id: str
+    version: int
+    attempt: int
+    kind: WorkKind
+    client: str
+    result: UpdateResult
+    text: str
+    header: bytes
+    signature: bytes
+    blob: str | None
+    frame_bytes: int
+    num_examples: int
+    metrics: str
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """A version of a job's global state.
+
+    Attributes:
+        state_blob: the vector, raw little-endian float32.
+        frame_digest: SHA-256 (hex) of what clients download: `frame_head`, then the bytes of `frame_body`.
+        frame_head: the frame's own header.
+        frame_body: the blob of its payload, which is `state_blob` where values travel as they are.
+        optimizer_blob: the server optimiser's state; None for one without.
+        uplink_bytes: of the updates received for it: frames, headers and signatures.
+        downlink_bytes: sum of the frames sent out to compute it.
+        metrics: JSON; the evaluation of *this* version, known only later.
+    """
+
+    KEY: ClassVar[tuple[str, ...]] = ("job_id", "version")
+
+    job_id: str
+    version: int
+    state_blob: str
+    frame_digest: str
+    frame_head: bytes
+    frame_body: str
+    optimizer_blob: str | None
+    num_updates: int
+    num_examples: int
+    uplink_bytes: int
+    downlink_bytes: int
+    created_at: float
+    metrics: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRecord:
+    """Bytes that are too few for a blob of their own. Writing the same again changes nothing.
+
+    Attributes:
+        digest: SHA-256 (hex) of `data`.
+    """
+
+    KEY: ClassVar[tuple[str, ...]] = ("digest",)
+
+    digest: str
+    data: bytes
+
+
+Record: TypeAlias = (
+    ClientRecord
+    | TokenRecord
+    | JobRecord
+    | AttemptRecord
+    | AssignmentRecord
+    | UpdateRecord
+    | VersionRecord
+    | BlobRecord
+)

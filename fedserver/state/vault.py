@@ -1,0 +1,135 @@
+"""Bytes of any size under their SHA-256: small ones as records of the store, large ones as blobs.
+
+A blob costs two flushes of the disk. What is small is cheaper as a `BlobRecord`, which becomes durable in the same
+transaction as the record that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from fedcore.layout import Vector
+from fedserver.state.base import Blobs, BlobWriter, Bytes, Store
+from fedserver.state.records import BlobRecord
+
+SMALL_BYTES: Final = 128 << 10
+"""Up to this size the store is quicker."""
+RELEASE_BYTES: Final = 8 << 20
+
+
+class Kept(NamedTuple):
+    """Bytes that are durable, or will be as soon as `record` is journaled (None: they are)."""
+
+    digest: str
+    record: BlobRecord | None
+
+
+class Vault:
+    """Reads and writes over a store and its blobs. May be used from any thread."""
+
+    def __init__(self, store: Store, blobs: Blobs) -> None:
+        self._store = store
+        self._blobs = blobs
+
+    def put(self, data: bytes, digest: str) -> Kept:
+        """Keep `data`, whose SHA-256 the caller has computed. A large one is durable when this returns."""
+        if len(data) <= SMALL_BYTES:
+            return Kept(digest, BlobRecord(digest, data))
+        return Kept(self._blobs.put(data, digest), None)
+
+    def writer(self) -> VaultWriter:
+        """Return a writer for bytes that are not all in memory."""
+        return VaultWriter(self._blobs)
+
+    def open(self, kept: str | Kept) -> memoryview:
+        """Return the bytes, read-only.
+
+        Raises:
+            NotFound: there are none of that digest.
+        """
+        if isinstance(kept, Kept):
+            if kept.record is not None:
+                return memoryview(kept.record.data)
+            kept = kept.digest
+        record = self._store.blob(kept)
+        return self._blobs.open(kept) if record is None else memoryview(record.data)
+
+    def read(self, digest: str, offset: int, num_bytes: int) -> bytes:
+        """Return a copy of the bytes from `offset` on, at most `num_bytes`.
+
+        Raises:
+            NotFound: there are none of that digest.
+        """
+        record = self._store.blob(digest)
+        if record is None:
+            return self._blobs.read(digest, offset, num_bytes)
+        return record.data[offset : offset + num_bytes]
+
+    def size(self, digest: str) -> int:
+        """Return the number of bytes.
+
+        Raises:
+            NotFound: there are none of that digest.
+        """
+        record = self._store.blob(digest)
+        return self._blobs.size(digest) if record is None else len(record.data)
+
+
+class VaultWriter:
+    """Bytes being written by one thread. As a context manager it discards what was not committed."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._small = bytearray()
+        self._large: BlobWriter | None = None  # once it is more than small
+
+    def write(self, data: Bytes) -> None:
+        """Add `data` to the end."""
+        view = memoryview(data).cast("B")
+        if self._large is None and len(self._small) + len(view) <= SMALL_BYTES:
+            self._small += view
+            return
+        if self._large is None:
+            self._large = self._blobs.writer()
+            self._large.write(self._small)
+            self._small.clear()
+        self._large.write(view)
+
+    def commit(self) -> Kept:
+        """Return what was written, durable but for the record of something small."""
+        if self._large is not None:
+            return Kept(self._large.commit(), None)
+        data = bytes(self._small)
+        digest = hashlib.sha256(data).hexdigest()
+        return Kept(digest, BlobRecord(digest, data))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._large is not None:
+            self._large.discard()
+
+
+def release(view: memoryview) -> None:
+    """Give back the memory of a mapped file; what is read again comes from the file again."""
+    if isinstance(view.obj, mmap.mmap):
+        view.obj.madvise(mmap.MADV_DONTNEED)
+
+
+def passing(blocks: Iterable[Vector], view: memoryview) -> Iterator[Vector]:
+    """Yield `blocks`, which are decoded from `view` one after the other, and keep little of that file in memory."""
+    num_bytes = 0
+    for block in blocks:
+        yield block
+        num_bytes += block.nbytes
+        if num_bytes >= RELEASE_BYTES:
+            release(view)
+            num_bytes = 0
+    release(view)
