@@ -343,25 +343,24 @@ def test_a_message_that_is_none_is_refused(besieged: Besieged, bomb: str) -> Non
     expected = dict.fromkeys(METHODS, grpc.StatusCode.INVALID_ARGUMENT)
     if bomb == "nothing":
         expected["Upload"] = grpc.StatusCode.OK  # with a state that says that it is malformed
-    assert {method: code for method, (code, _) in found.items()} == expected
-    assert max(spent_s for _, spent_s in found.values()) < 1.0  # field by field, a million of them take longer
+    assert found == expected
 
 
 def test_a_message_that_is_too_large_is_refused(besieged: Besieged) -> None:
     for method in METHODS:
-        code, _ = outcome(besieged.deployment, method, bytes(5 << 20))
+        code = outcome(besieged.deployment, method, bytes(5 << 20))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_a_compressed_bomb_is_not_unpacked(besieged: Besieged) -> None:
-    code, _ = outcome(besieged.deployment, "GetUpload", bytes(64 << 20), grpc.Compression.Gzip)
+    code = outcome(besieged.deployment, "GetUpload", bytes(64 << 20), grpc.Compression.Gzip)
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("version", [2**63 - 1, 2**63, 2**64 - 1])
 def test_a_version_beyond_every_number_is_not_found(besieged: Besieged, version: int) -> None:
     request = pb.DownloadRequest(job_id="x", version=version).SerializeToString()
-    assert outcome(besieged.deployment, "Download", request)[0] is grpc.StatusCode.NOT_FOUND
+    assert outcome(besieged.deployment, "Download", request) is grpc.StatusCode.NOT_FOUND
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a" * 65, "a\n", "a\x00", "é"])
@@ -370,21 +369,20 @@ def test_what_is_asked_for_has_a_name(besieged: Besieged, name: str) -> None:
         ("GetUpload", pb.GetUploadRequest(update_id=name)),
         ("Download", pb.DownloadRequest(job_id=name)),
     ):
-        code, _ = outcome(besieged.deployment, method, request.SerializeToString())
+        code = outcome(besieged.deployment, method, request.SerializeToString())
         assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def outcome(
     deployment: Deployment, method: str, data: bytes, compression: grpc.Compression = grpc.Compression.NoCompression
-) -> tuple[grpc.StatusCode, float]:
-    """Call a method with these bytes for a message; return the status and the seconds it took."""
+) -> grpc.StatusCode:
+    """Return how a call of a method ends that has these bytes for a message."""
     with dial(ClientIdentity.load(deployment.home("mallory")), ("grpc.max_send_message_length", -1)) as channel:
         grpc.channel_ready_future(channel).result(10)
         start: Any = channel.stream_stream
         call = start(f"/fedproto.v1.ClientService/{method}")
-        started_s = time.monotonic()
         try:
             list(call(iter([data]), timeout=20, compression=compression))
         except grpc.RpcError as error:
-            return error.code(), time.monotonic() - started_s
-        return grpc.StatusCode.OK, time.monotonic() - started_s
+            return error.code()
+        return grpc.StatusCode.OK
