@@ -178,6 +178,8 @@ class Crew:
         return ""
 
     def _check(self) -> None:
+        if self._signal is not None:  # Python drops what a signal raises while a destructor runs
+            raise Stopped(self._signal)
         for child in self._children:
             if child.lasts and child.process.poll() is not None:
                 raise _failed(child)
