@@ -191,6 +191,7 @@ class Federation:
             yield order
             if isinstance(order, Assignment) and order.frame:
                 self._sent(order.job_id, len(order.frame))
+            del order  # not held while its client works
 
     def leave(self, seat: Seat) -> None:
         """A client's session has ended."""

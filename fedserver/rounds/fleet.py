@@ -74,6 +74,7 @@ class Seat:
             if isinstance(order, FedError):
                 raise order
             yield order
+            del order  # not held while its client works
 
 
 class Fleet:

@@ -58,6 +58,7 @@ class ClientService(pb_grpc.ClientServiceServicer):
             yield pb.SessionReply(welcome=pb.Welcome(heartbeat_interval_ms=int(HEARTBEAT_INTERVAL_S * 1000)))
             async for order in self._federation.orders(seat):
                 yield _order(order)
+                del order  # not held while its client works
         finally:
             listening.cancel()
             self._federation.leave(seat)

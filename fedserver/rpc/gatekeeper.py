@@ -90,9 +90,10 @@ class Gatekeeper(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
         take = self._in_time if handler.request_streaming else self._only_message
         wrap = self._stream if handler.response_streaming else self._single
         make = getattr(grpc, f"stream_{replies}_rpc_method_handler")
-        return make(
-            wrap(method, num_bytes, take, call), _strict(handler.request_deserializer), handler.response_serializer
+        serialize = (
+            _emptying(handler.response_serializer) if handler.response_streaming else handler.response_serializer
         )
+        return make(wrap(method, num_bytes, take, call), _strict(handler.request_deserializer), serialize)
 
     def _single(
         self, method: str, num_bytes: int, take: Take, call: Callable[[Any, Context], Awaitable[Any]]
@@ -113,7 +114,9 @@ class Gatekeeper(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
             try:
                 self._admit(method, num_bytes, context)
                 async for reply in call(await take(requests), context):
-                    yield reply
+                    box = [reply]
+                    del reply
+                    yield box
             except FedError as error:
                 await self._abort(method, context, error)
 
@@ -191,6 +194,15 @@ class Gatekeeper(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
             await context.abort(errors.status_of(error), errors.public_text(error))
         except aio.InternalError as gone:  # the caller has, or gRPC has refused its message: nobody waits for an answer
             raise asyncio.CancelledError from gone
+
+
+def _emptying(serialize: Callable[[Any], bytes]) -> Callable[[list[Any]], bytes]:
+    """Return a serializer of a box with one reply, which it empties.
+
+    gRPC holds what a stream has yielded until the next reply: a session would keep its assignment, with all of its
+    frame, for as long as its client trains.
+    """
+    return lambda box: serialize(box.pop())
 
 
 def _strict(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
