@@ -23,6 +23,7 @@ from fedclient.identity import ClientIdentity
 from fedclient.runner import ClientRunner
 from fedclient.trainer import Evaluation, Trained, Work
 from fedclient.transport.grpc_transport import GrpcTransport
+from fedcore.allocator import keep_memory
 from fedcore.clock import SystemClock
 from fedcore.layout import Layout, Vector
 from fedcore.messages import Hello
@@ -99,4 +100,5 @@ async def main(folders: list[Path]) -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     asyncio.run(main([Path(folder) for folder in sys.argv[1:]]))

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fedcore import logs
+from fedcore.allocator import keep_memory
 from fedcore.cli import JsonOption, LogFormatOption, LogLevelOption, new_app, print_json, run_app
 from fedcore.clock import SystemClock
 from fedcore.errors import ConfigError, Exit
@@ -87,6 +88,8 @@ def run(
 
     Ctrl-C or SIGTERM ends local training at its next step and leaves; a second one ends at once.
     """
+    keep_memory()
+
     from fedclient.daemon import ClientSettings, run_client
 
     logs.configure(log_level, log_format=log_format)

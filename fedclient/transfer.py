@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from typing import Final
 
 from fedclient.backoff import Retry
 from fedclient.transport.base import Transport
 from fedclient.updates import MAX_JOBS, Declined, Update
+from fedcodec.frame import header_bytes
 from fedcore.errors import Unreachable, UpdateRejected
 from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES, Assignment, UploadState
+
+RAW_MARGIN: Final = -header_bytes(1) % 16
+"""Before a frame in memory: the values of a raw one lie aligned behind its header, and need not be copied."""
 
 
 class Frames:
@@ -41,6 +46,8 @@ class Frames:
     async def download(self, assignment: Assignment, max_bytes: int, retry: Retry) -> memoryview:
         """Return the assignment's frame, whole and with the right digest. Nobody may write to it.
 
+        It is gone when the next version of the job is downloaded.
+
         Args:
             assignment: says which frame, of what length and digest.
             max_bytes: what a frame of this job can have at most; checked before anything is allocated.
@@ -55,22 +62,22 @@ class Frames:
             raise Declined(
                 f"a frame of {assignment.frame_bytes} bytes was announced; for this job it has 1 to {max_bytes}"
             )
-        # Before the new one is allocated: a client needs room for one version of a job only.
-        self._kept.pop(assignment.job_id, None)
-        frame = await self._fetch(assignment, retry)
+        # In the memory of the last one: a client needs room for one version of a job only, and fresh memory is slow.
+        _, frame = self._kept.pop(assignment.job_id, ("", memoryview(b"")))
+        if len(frame) != assignment.frame_bytes:
+            frame = memoryview(bytearray(RAW_MARGIN + assignment.frame_bytes))[RAW_MARGIN:]
+        await self._fetch(frame, assignment, retry)
         self._kept[assignment.job_id] = (assignment.frame_digest, frame)
         while len(self._kept) > MAX_JOBS:
             self._kept.popitem(last=False)
         return frame
 
-    async def _fetch(self, assignment: Assignment, retry: Retry) -> memoryview:
-        frame = memoryview(bytearray(assignment.frame_bytes))
+    async def _fetch(self, frame: memoryview, assignment: Assignment, retry: Retry) -> None:
         found = await self._fill(frame, assignment, retry)
         if found != assignment.frame_digest:
             # Once more from the start: a server that was restarted may have encoded the version anew in between.
             found = await self._fill(frame, assignment, retry)
         _check_digest(found, assignment)
-        return frame
 
     async def _fill(self, frame: memoryview, assignment: Assignment, retry: Retry) -> str:
         """Download into `frame` and return the digest of what came."""
@@ -112,7 +119,7 @@ async def deliver(transport: Transport, update: Update, retry: Retry) -> UploadS
     while True:
         try:
             if small:
-                state = await transport.send_update(update.header, update.signature, update.frame)
+                state = await transport.send_update(update.header, update.signature, update.frame[:])
             else:
                 state = await _resume(transport, update, retry)
             if state.result is not None:

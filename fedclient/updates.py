@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
+from fedclient.pieces import Pieces
 from fedclient.trainer import Evaluation, Stopped, Trained, Work
 from fedcodec import Pipeline, build_pipeline
 from fedcore.errors import FedError
@@ -59,7 +60,7 @@ class Worker(Protocol):
         progress: Callable[[float], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Trained:
-        """Train from `base_D`."""
+        """Train from `base_D`, which is the caller's again after the call, as is what is returned after the next."""
         ...
 
     def evaluate(self, work: Work, base_D: Vector) -> Evaluation:
@@ -78,7 +79,7 @@ class Update:
     update_id: str
     header: bytes
     signature: bytes
-    frame: bytes
+    frame: Pieces
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class UpdateMaker:
             work = self._work(assignment, Job.from_json(assignment.job))
             layout, values_D = self._worker.initialise(work)
             raw = build_pipeline([{"codec": "raw"}])
-            frame = raw.encode(values_D, stream(assignment.seed, "encode"))
+            frame = Pieces(*raw.parts(values_D, stream(assignment.seed, "encode")))
             return self._sign(assignment, layout, frame, rows=json.loads(layout.to_json()))
 
     def max_frame_bytes(self, assignment: Assignment) -> int:
@@ -153,12 +154,12 @@ class UpdateMaker:
             base_D = plan.downlink.decode(frame, plan.layout.num_values)
             if assignment.kind is WorkKind.EVALUATE:
                 measured = self._worker.evaluate(work, base_D)
-                return self._sign(assignment, plan.layout, b"", evaluation=measured)
+                return self._sign(assignment, plan.layout, Pieces(), evaluation=measured)
             trained = self._worker.train(work, base_D, progress=progress, stop=stop)
             return self._sign(
                 assignment,
                 plan.layout,
-                plan.uplink.encode(trained.delta_D, stream(assignment.seed, "encode")),
+                Pieces(*plan.uplink.parts(trained.delta_D, stream(assignment.seed, "encode"))),
                 num_examples=trained.num_examples,
                 metrics=trained.metrics,
                 evaluation=trained.evaluation,
@@ -190,7 +191,7 @@ class UpdateMaker:
         self,
         assignment: Assignment,
         layout: Layout,
-        frame: bytes,
+        frame: Pieces,
         *,
         num_examples: int = 0,
         metrics: Mapping[str, float] | None = None,
@@ -208,7 +209,7 @@ class UpdateMaker:
             "kind": assignment.kind,
             "layout_digest": layout.digest,
             "frame_bytes": len(frame),
-            "frame_digest": hashlib.sha256(frame).hexdigest(),
+            "frame_digest": frame.sha256(),
             "num_examples": num_examples,
             "metrics": _finite(metrics or {}),
             "evaluated_examples": measured.num_examples,

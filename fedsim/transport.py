@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from fedclient.pieces import Pieces
 from fedcore.errors import UpdateRejected
 from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, UploadState
 from fedserver.federation import HEARTBEAT_INTERVAL_S, Federation
@@ -58,7 +59,7 @@ class InProcessTransport:
         """See `Transport.upload_state`."""
         return await self._server.intake.state_of(self.client, update_id)
 
-    async def upload(self, header: bytes, signature: bytes, frame: bytes | memoryview, offset: int) -> UploadState:
+    async def upload(self, header: bytes, signature: bytes, frame: bytes | Pieces, offset: int) -> UploadState:
         """See `Transport.upload`."""
         announced = await self._announce(header, signature)
         if isinstance(announced, UploadState):

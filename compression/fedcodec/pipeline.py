@@ -76,18 +76,13 @@ class Pipeline:
         return self.codec.blocks(payload, num_values, block_values)
 
     def decode(self, frame: bytes | memoryview, num_values: int) -> Vector:
-        """Return all values of a hostile frame as one writable vector.
+        """Return all values of a hostile frame as one vector; it may be a read-only view of `frame`.
 
         Raises:
             FrameError: see `blocks`.
         """
-        blocks = self.blocks(frame, num_values)
-        values_D = np.empty(num_values, dtype=np.float32)
-        start = 0
-        for block in blocks:
-            values_D[start : start + block.size] = block
-            start += block.size
-        return values_D
+        (values_D,) = self.blocks(frame, num_values, num_values)
+        return values_D if values_D.flags.aligned else values_D.copy()
 
 
 def build_pipeline(stages: Sequence[Mapping[str, JsonValue]]) -> Pipeline:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from fedclient.pieces import Pieces
 from fedcore.messages import Assignment, Cancel, Decline, Heartbeat, Hello, UploadState
 
 
@@ -85,7 +86,7 @@ class Transport(Protocol):
         """
         ...
 
-    async def upload(self, header: bytes, signature: bytes, frame: bytes | memoryview, offset: int) -> UploadState:
+    async def upload(self, header: bytes, signature: bytes, frame: bytes | Pieces, offset: int) -> UploadState:
         """Send `frame` from `offset` to its end in chunks and return what the server made of it.
 
         A rejected update is not an error: the state says so, and the answer is durable.

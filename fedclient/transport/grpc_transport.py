@@ -15,6 +15,7 @@ from typing import Final
 import grpc.aio
 
 from fedclient.identity import ClientIdentity
+from fedclient.pieces import Pieces
 from fedclient.transport.channel import secure_channel
 from fedclient.transport.convert import hello_to_wire, upload_state_from_wire
 from fedclient.transport.errors import wire_errors
@@ -99,17 +100,15 @@ class GrpcTransport:
             return UploadState(0)
         return upload_state_from_wire(reply)
 
-    async def upload(self, header: bytes, signature: bytes, frame: bytes | memoryview, offset: int) -> UploadState:
+    async def upload(self, header: bytes, signature: bytes, frame: bytes | Pieces, offset: int) -> UploadState:
         """See `Transport.upload`."""
         with wire_errors("the server"):
             call = self._stub().Upload(None)
         try:
             opening = client_pb2.UploadOpening(header=header, signature=signature, offset=offset)
             going_on = await self._write(call, client_pb2.UploadRequest(opening=opening))
-            frame_view = memoryview(frame)
-            while going_on and offset < frame_view.nbytes:
-                # protobuf takes bytes only, so each chunk is copied once; gRPC's flow control paces this loop.
-                data = bytes(frame_view[offset : offset + CHUNK_BYTES])
+            while going_on and offset < len(frame):  # gRPC's flow control paces this loop
+                data = frame[offset : offset + CHUNK_BYTES]
                 request = client_pb2.UploadRequest()
                 request.chunk.offset, request.chunk.data = offset, data
                 going_on = await self._write(call, request)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from fedcore.allocator import keep_memory, use_one_arena
 from fedcore.cli import JsonOption, LogFormatOption, LogLevelOption, print_json
 from fedserver.cli.options import DEFAULT_FOLDER, FolderOption
 
@@ -106,8 +107,7 @@ def run(
 
     Options go before what server.toml in the state folder says.
     """
-    from fedserver.allocator import use_one_arena
-
+    keep_memory()
     use_one_arena()  # before the modules below start threads
 
     import asyncio

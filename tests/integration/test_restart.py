@@ -81,7 +81,7 @@ class Played:
         return await self.trainer.update(self.transport, work)
 
     async def send(self, update: Update) -> UploadState:
-        return await self.transport.send_update(update.header, update.signature, update.frame)
+        return await self.transport.send_update(update.header, update.signature, update.frame[:])
 
     async def work(self, job_id: str, until: tuple[WorkKind, int]) -> Assignment:
         """Do what is asked until work of this kind and version is, and return that."""

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedclient.pieces import Pieces
 from fedclient.runner import ClientRunner
 from fedclient.trainer import Evaluation, Stopped, Trained, Work
 from fedclient.updates import update_id_of
@@ -231,7 +232,7 @@ class Link:
         held = len(self.server.uploads.get(update_id, b""))
         return UploadState(held, self.server.results.get(update_id))
 
-    async def upload(self, header: bytes, signature: bytes, frame: bytes | memoryview, offset: int) -> UploadState:
+    async def upload(self, header: bytes, signature: bytes, frame: bytes | Pieces, offset: int) -> UploadState:
         self.server.check()
         self.server.offsets.append(offset)
         held = self.server.uploads.setdefault(UpdateHeader.from_bytes(header).update_id, bytearray())

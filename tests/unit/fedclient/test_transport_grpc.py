@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedclient.identity import ClientIdentity, new_request
+from fedclient.pieces import Pieces
 from fedclient.transport import grpc_session, grpc_transport
 from fedclient.transport.base import Transport
 from fedclient.transport.convert import UnfitAssignment, assignment_from_wire, upload_state_from_wire
@@ -347,7 +348,7 @@ async def test_a_download_that_stalls_is_given_up(
 async def test_an_upload_goes_in_chunks_from_the_offset(transport: Transport, service: Service) -> None:
     service.received = bytearray(service.frame[:500_000])
     assert await transport.upload_state("ab" * 16) == UploadState(500_000)
-    state = await transport.upload(b"h", b"s", memoryview(service.frame), 500_000)
+    state = await transport.upload(b"h", b"s", Pieces(service.frame[:1000], memoryview(service.frame)[1000:]), 500_000)
     assert state == UploadState(len(service.frame), UpdateResult.ACCEPTED)
     assert hashlib.sha256(service.received).digest() == hashlib.sha256(service.frame).digest()
     assert max(service.chunk_sizes) == CHUNK_BYTES
