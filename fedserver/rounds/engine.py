@@ -50,7 +50,7 @@ class JobEngine:
         attempt: what is open or closing; None while waiting for clients and after the end.
         latest: the newest version; None before version 0.
         evaluated: the newest version whose evaluation is known.
-        recovered: set when all of this is as the journal has it, or cannot be.
+        recovered: set when all of this is as the journal has it, or the job has failed.
         ended: set when `run` has ended.
     """
 
@@ -139,10 +139,8 @@ class JobEngine:
         Raises:
             FedError: the journal or the disk failed; the server has to stop.
         """
-        try:
-            await self._guard(self._recover())
-        finally:
-            self.recovered.set()
+        await self._guard(self._recover())
+        self.recovered.set()
         metrics = self._services.metrics
         version = 0 if self.latest is None else self.latest.version
         metrics.start_job(self.job_id, rounds=self.job.job.rounds, version=version)

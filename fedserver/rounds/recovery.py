@@ -32,10 +32,18 @@ class Recovered(NamedTuple):
 def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Services) -> Recovered:
     """Read a running job's state, and fold again what had been accepted for the open version.
 
-    Because folding is exact, the sum is bit for bit the one that was lost. Runs in a worker thread.
+    Because folding is exact, the sum is bit for bit the one that was lost. What the job goes on from is compared with
+    its digest: nobody knows what has happened to the disk since. Runs in a worker thread.
+
+    Raises:
+        StateUnusable: a blob is damaged or missing; nothing has been written.
     """
     store, job = services.store, plan.job
     latest = store.latest_version(record.job_id)
+    if latest is not None:
+        for digest in dict.fromkeys((latest.state_blob, latest.frame_body, latest.optimizer_blob)):
+            if digest is not None:
+                services.vault.check(digest, f"version {latest.version} of job {record.job_id}")
     stage, version = stage_after(None if latest is None else latest.version, job.job.rounds)
     tried = [row for row in store.attempts(record.job_id) if row.kind is stage and row.version == version]
     attempt = _reopen(tried[-1], plan, layout, services) if tried and not tried[-1].outcome else None
@@ -69,6 +77,8 @@ def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: 
             continue
         header = UpdateHeader.from_bytes(update.header)
         attempt.accept(update.client, header, update.blob)
+        if update.blob is not None:
+            services.vault.check(update.blob, f"the update of {update.client!r} in job {record.job_id}")
         if fold is not None and layout is not None and update.blob is not None:
             frame = services.vault.open(update.blob)
             fold.add(passing(plan.uplink.blocks(frame, layout.num_values), frame), plan.weight_of(header))

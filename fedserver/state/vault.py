@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from fedcore.errors import NotFound, StateUnusable
 from fedcore.layout import Vector
 from fedserver.state.base import Blobs, BlobWriter, Bytes, Store
 from fedserver.state.records import BlobRecord
@@ -77,6 +78,24 @@ class Vault:
         """
         record = self._store.blob(digest)
         return self._blobs.size(digest) if record is None else len(record.data)
+
+    def check(self, digest: str, what: str) -> None:
+        """Compare the bytes with their digest; `what` they are goes into the error.
+
+        Raises:
+            StateUnusable: there are none, or others.
+        """
+        found, num_bytes = hashlib.sha256(), 0
+        try:
+            while part := self.read(digest, num_bytes, RELEASE_BYTES):
+                found.update(part)
+                num_bytes += len(part)
+        except NotFound as error:
+            raise StateUnusable(f"blob {digest} is missing: {what}") from error
+        if found.hexdigest() != digest:
+            raise StateUnusable(
+                f"blob {digest} is damaged: {what}; {num_bytes} bytes are there, their SHA-256 is {found.hexdigest()}"
+            )
 
 
 class VaultWriter:
