@@ -85,15 +85,21 @@ class JobFileError(InvalidInput):
 
     Attributes:
         source: the file, as the user named it.
-        problems: one line each, ``key.path: what is wrong``.
+        problems: one line each, ``key.path: what is wrong``, without its middle if it is longer than `MAX_CHARS`.
     """
 
+    MAX_CHARS: ClassVar[int] = 1000
     code = "invalid-job"
 
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source = source
-        self.problems = problems
-        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+        half = self.MAX_CHARS // 2
+        # A reader's own words may quote all of a file; where in the file stands at their end.
+        self.problems = [
+            problem if len(problem) <= self.MAX_CHARS else f"{problem[:half]}…{problem[1 - half :]}"
+            for problem in problems
+        ]
+        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
 
 
 class ConfigError(InvalidInput):

@@ -45,7 +45,7 @@ class _Plugin(BaseModel):
             try:
                 json.dumps(value, ensure_ascii=False).encode()
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{key!r} cannot be written as JSON: {error}") from error
+                raise ValueError(f"{key[:80]!r} cannot be written as JSON: {error}") from error
         return self
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from fedcore.names import nearest
 
+MAX_PROBLEMS: Final = 20
+"""Who made more mistakes sees the rest when these are mended."""
+
 
 def problems_of(error: ValidationError, model: type[BaseModel], tree: Any, where: str = "") -> list[str]:
-    """Return one line for every problem.
+    """Return one line for every problem up to `MAX_PROBLEMS`, and one that counts the rest.
 
     Args:
         error: what validating raised.
@@ -19,7 +22,9 @@ def problems_of(error: ValidationError, model: type[BaseModel], tree: Any, where
         tree: what was validated.
         where: key path of `tree`, put before each line: ``"task"`` gives ``"task.partition.kind: …"``.
     """
-    return [_problem(model, tree, where, item) for item in error.errors()]
+    items = error.errors(include_url=False)
+    lines = [_problem(model, tree, where, item) for item in items[:MAX_PROBLEMS]]
+    return lines if len(items) <= MAX_PROBLEMS else [*lines, f"and {len(items) - MAX_PROBLEMS} more problems"]
 
 
 def _problem(model: type[BaseModel], tree: Any, where: str, item: Any) -> str:

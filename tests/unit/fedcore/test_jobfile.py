@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from fedcore.errors import JobFileError
 from fedcore.jobfile import MAX_JOB_BYTES, Job, ScheduleSection, load_job, parse_job
+from fedcore.validation import MAX_PROBLEMS
 
 MINIMAL = """
 [job]
@@ -360,6 +362,42 @@ def test_json_from_a_peer_with_lone_surrogates_is_refused() -> None:
 )
 def test_arbitrary_trees_are_refused_cleanly(tree: object) -> None:
     assert problems_of(tree)
+
+
+HUGE: dict[str, object] = {
+    "many unknown keys": tree_with("training", **{f"key{i}": i for i in range(5000)}),
+    "many unknown sections": {f"section{i}": {} for i in range(5000)},
+    "many wrong stages": tree_with("compression", uplink=[{"codec": "raw", "": float("nan")}, {}] * 4, zzz=1),
+    "many numbers that are not finite": tree_with("task", p=[math.nan] * 5000),
+    "a huge key": tree_with("training", **{"k" * 60_000: 1}),
+    "a huge key with a wrong value": tree_with("task", **{"k" * 60_000: math.nan}),
+    "a huge key that is no text": tree_with("task", **{"k" * 60_000 + "\ud800": 1}),
+    "a huge value": tree_with("job", name="n" * 60_000),
+    "a deep path": tree_with("task", p=json.loads(f'{{"{"k" * 500}":' * 50 + "NaN" + "}" * 50)),
+}
+
+
+@pytest.mark.parametrize("tree", HUGE.values(), ids=HUGE)
+def test_what_is_said_of_a_job_has_a_bound_whatever_is_wrong_with_it(tree: object) -> None:
+    problems = problems_of(tree)
+    assert len(problems) <= MAX_PROBLEMS + 1
+    assert all(len(problem) <= JobFileError.MAX_CHARS for problem in problems)
+
+
+def test_problems_beyond_the_bound_are_counted() -> None:
+    keys = [f"key{i:02}" for i in range(MAX_PROBLEMS + 3)]
+    problems = problems_of(tree_with("training", **dict.fromkeys(keys, 1)))
+    assert [problem.partition(":")[0] for problem in problems[:-1]] == [f"training.{key}" for key in keys[:-3]]
+    assert problems[-1] == "and 3 more problems"
+    assert len(problems_of(tree_with("training", **dict.fromkeys(keys[:-3], 1)))) == MAX_PROBLEMS
+
+
+def test_a_reader_that_quotes_the_file_is_cut_in_the_middle(tmp_path: Path) -> None:
+    with pytest.raises(JobFileError) as caught:
+        load(tmp_path, f"{'k' * 30_000} = {{}}\n{'k' * 30_000}.b = 1\n")
+    (problem,) = caught.value.problems
+    assert len(problem) == JobFileError.MAX_CHARS
+    assert re.fullmatch(r"not TOML: [^…]*…[^…]*\(at line 2, column \d+\)", problem)
 
 
 @given(st.sampled_from(list(Job.model_fields)), st.data())

@@ -75,6 +75,15 @@ async def test_a_job_that_this_server_cannot_run_is_refused_with_every_reason(tm
         assert server.federation.services.store.jobs() == []
 
 
+async def test_what_is_said_of_a_job_has_a_bound_whatever_its_plugins_find(tmp_path: Path) -> None:
+    tree = small_job().model_dump(mode="json")
+    tree["aggregator"] |= {f"{'k' * 300}{i}": i for i in range(100)}
+    async with running_server(tmp_path) as server:
+        with pytest.raises(JobFileError) as caught:
+            await server.federation.submit(parse_job(tree, "bad").to_json())
+    assert len(str(caught.value)) < 2 * JobFileError.MAX_CHARS
+
+
 async def test_an_unknown_job_names_the_known_ones(tmp_path: Path) -> None:
     async with running_server(tmp_path) as server:
         record = await server.federation.submit(small_job().to_json())
