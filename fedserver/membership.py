@@ -64,6 +64,7 @@ class Membership:
 
         Raises:
             Unauthenticated: it may not call (any more).
+            Unreachable: not yet, because the clock is behind; see `access.admit`.
         """
         return access.admit(
             certificate_pem, federation=self.federation, now_s=self._clock.wall_s(), client=self._clients.get

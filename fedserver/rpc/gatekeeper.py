@@ -61,6 +61,7 @@ def check_again() -> None:
 
     Raises:
         Unauthenticated: it has been revoked or its certificate has expired since.
+        Unreachable: the server's clock was set back to before its certificate.
     """
     _check.get()()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from fedcore.errors import InvalidInput, Unauthenticated
+from fedcore.errors import InvalidInput, Unauthenticated, Unreachable
 from fedcore.identity import Identity, Role, identity_of, load_certificate, serial_of, utc
 
 # About 2 KB each: every client of a large federation fits, so that heartbeats do not evict one another.
@@ -69,23 +69,28 @@ def admit(
 
     Raises:
         Unauthenticated: the text says which check failed.
+        Unreachable: everything is in order but the time: by our clock the certificate is not valid yet. Since we have
+            issued it ourselves, the clock is wrong; the caller may try again when it is right.
     """
     parsed = _parse(certificate_pem)
     caller, identity = parsed.caller, parsed.caller.identity
     if identity.federation != federation:
         raise Unauthenticated(f"the certificate is of federation {identity.federation!r}, not of {federation!r}")
-    if now_s < parsed.valid_from_s:
-        raise Unauthenticated(f"the certificate of {identity.name!r} is not valid before {utc(parsed.valid_from_s)}")
-    if now_s >= parsed.valid_until_s:
-        raise Unauthenticated(f"the certificate of {identity.name!r} expired at {utc(parsed.valid_until_s)}")
     match identity.role:
-        case Role.OPERATOR:
-            return caller
         case Role.CLIENT:
             _check_enrolled(caller, client(identity.name))
-            return caller
         case Role.SERVER:
             raise Unauthenticated("the server's own certificate does not entitle anybody to call it")
+        case Role.OPERATOR:
+            pass
+    if now_s >= parsed.valid_until_s:
+        raise Unauthenticated(f"the certificate of {identity.name!r} expired at {utc(parsed.valid_until_s)}")
+    if now_s < parsed.valid_from_s:
+        raise Unreachable(
+            f"the certificate of {identity.name!r} is not valid before {utc(parsed.valid_from_s)}, and here it is"
+            f" {utc(now_s)}: is the server's clock right?"
+        )
+    return caller
 
 
 def _check_enrolled(caller: Caller, record: EnrolledClient | None) -> None:

@@ -208,7 +208,7 @@ async def test_whoever_is_welcome_reaches_every_handler(doors: Doors) -> None:
         ("client with the certificate before the last", CLIENT + OPERATOR, UNAUTHENTICATED),
         ("client that never enrolled", CLIENT + OPERATOR, UNAUTHENTICATED),
         ("client whose certificate has expired", CLIENT + OPERATOR, UNAUTHENTICATED),
-        ("client whose certificate is not valid yet", CLIENT + OPERATOR, UNAUTHENTICATED),
+        ("client whose certificate is not valid yet", CLIENT + OPERATOR, UNAVAILABLE),
         ("operator whose certificate has expired", CLIENT + OPERATOR, UNAUTHENTICATED),
     ],
 )

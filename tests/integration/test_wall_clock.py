@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from fedclient.transport.grpc_transport import GrpcTransport
 from fedcore.clock import SystemClock
-from fedcore.errors import Unreachable, UpdateResult
+from fedcore.errors import Exit, Unreachable, UpdateResult
 from fedcore.messages import WorkKind
 from tests.support.player import playing
+from tests.support.processes import Process, digits_job
 from tests.support.server import TestServer, running_server, small_job
 
 DAY_S = 86_400.0
@@ -73,3 +75,25 @@ async def test_a_clock_before_a_certificate_keeps_its_holder_out_until_it_is_rig
             await ended(server, job.job_id)
         await transport.close()
         assert server.federation.job(job.job_id).status == "finished"
+
+
+async def test_a_client_process_outlives_a_clock_before_its_certificate_but_no_revocation(tmp_path: Path) -> None:
+    clock = LeapingClock()
+    async with running_server(tmp_path, clock) as server, AsyncExitStack() as stack:
+        await server.enrol("ann")
+        data = ("--data", "shard=0", "--data", "num_shards=1")
+        process = Process("fedclient", "run", "--folder", tmp_path / "ann", "--log-format", "json", *data)
+        stack.push_async_callback(asyncio.to_thread, process.discard)
+        await asyncio.to_thread(process.wait_for_event, "connected")
+        clock.ahead_s = -DAY_S
+        job = await server.federation.submit(digits_job("clock", rounds=1, cohort=1).to_json())
+        lost = await asyncio.to_thread(process.wait_for_event, "server not reachable", count=3)
+        assert "not valid before" in str(lost["reason"])
+        assert "and here it is" in str(lost["reason"])
+        clock.ahead_s = 0.0
+        async with asyncio.timeout(60):
+            await ended(server, job.job_id)
+        assert server.federation.job(job.job_id).status == "finished"
+
+        await server.membership.revoke("ann")
+        assert await asyncio.to_thread(process.wait) == Exit.REFUSED, process.story()

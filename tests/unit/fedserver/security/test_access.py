@@ -9,12 +9,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcore.errors import Unauthenticated
-from fedcore.identity import Identity, Role, certificate_request, serial_of
+from fedcore.errors import Unauthenticated, Unreachable
+from fedcore.identity import Identity, Role, certificate_request, serial_of, utc
 from fedserver.security.access import Caller, admit
 from fedserver.security.authority import Authority
 
 NOW_S = 1_800_000_000.0
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,22 @@ def test_a_connection_does_not_outlive_the_certificate(authority: Authority) -> 
         call(authority.operator_chain_pem, {}, now_s=NOW_S + 366 * 86400)
 
 
-def test_a_certificate_from_the_future_is_refused(authority: Authority) -> None:
+def test_a_certificate_from_the_future_may_be_tried_again_when_the_clock_is_right(authority: Authority) -> None:
     pem, serial = certify(authority)
     call(pem, {"alice": Record(serial)}, now_s=NOW_S - 300)
-    with pytest.raises(Unauthenticated, match="not valid before"):
+    call(pem, {"alice": Record(serial)}, now_s=NOW_S - 300)
+    with pytest.raises(Unreachable, match="'alice' is not valid before"):
         call(pem, {"alice": Record(serial)}, now_s=NOW_S - 301)
+    for certificate in (pem, authority.operator_chain_pem):
+        with pytest.raises(Unreachable, match=f"not valid before .*, and here it is {utc(NOW_S - DAY_S)}"):
+            call(certificate, {"alice": Record(serial)}, now_s=NOW_S - DAY_S)
+
+
+def test_no_clock_hides_that_a_client_is_not_welcome(authority: Authority) -> None:
+    pem, serial = certify(authority)
+    for clients in ({"alice": Record(serial, revoked_at=0.0)}, {"alice": Record("other")}, {}):
+        with pytest.raises(Unauthenticated):
+            call(pem, clients, now_s=NOW_S - DAY_S)
 
 
 def test_revocation_works_on_the_next_call(authority: Authority) -> None:
