@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from fedcore.errors import InvalidInput, NotFound, Refused, Unreachable
+from fedcore.errors import FedError, InvalidInput, NotFound, Refused, Unreachable
 from fedcore.jobfile import Job
 from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, SmallUpdate
 from fedserver.rounds.attempt import split_spool_key
@@ -193,11 +193,14 @@ class Federation:
                 self._sent(order.job_id, len(order.frame))
             del order  # not held while its client works
 
-    def leave(self, seat: Seat) -> None:
-        """A client's session has ended."""
-        self.fleet.leave(seat)
-        log.info("client left", extra={"client": seat.client})
-        self._fleet_changed()
+    def leave(self, seat: Seat, reason: FedError | None = None) -> None:
+        """End a client's session, or hear that it has ended; later calls for the same seat do nothing.
+
+        Who watches hears of it now, not when the client's stream ends: one that does not read holds its stream up.
+        """
+        if self.fleet.leave(seat, reason):
+            log.info("client left", extra={"client": seat.client})
+            self._fleet_changed()
 
     def cut(self, client: str, reason: Refused) -> None:
         """End a client's session, and expect nothing more of the work that it has in hand."""
@@ -206,12 +209,12 @@ class Federation:
                 engine.attempt.ended.add(assignment_id)
                 engine.post(Dropped(client, Drop.REJECTED))
         if (seat := self.fleet.seats.get(client)) is not None:
-            self.fleet.leave(seat, reason)
+            self.leave(seat, reason)
 
     def close_sessions(self) -> None:
         """End every session in good order; clients come again when somebody answers."""
         for seat in list(self.fleet.seats.values()):
-            self.fleet.leave(seat)
+            self.leave(seat)
 
     async def heard(self, seat: Seat, event: Heartbeat | Decline | SmallUpdate) -> None:
         """Take what a client says in its session."""
@@ -237,7 +240,7 @@ class Federation:
             await clock.sleep(HEARTBEAT_INTERVAL_S)
             for seat in list(self.fleet.seats.values()):
                 if clock.now_s() - seat.seen_s > SILENCE_S:
-                    self.fleet.leave(seat, Unreachable(f"silent for more than {SILENCE_S:g} s"))
+                    self.leave(seat, Unreachable(f"silent for more than {SILENCE_S:g} s"))
 
     # -- who watches -------------------------------------------------------------------------------------------------
 

@@ -107,14 +107,15 @@ class Fleet:
         self._welcome(seat, self._jobs)
         return seat
 
-    def leave(self, seat: Seat, reason: FedError | None = None) -> None:
-        """End a session; later calls for the same seat do nothing."""
+    def leave(self, seat: Seat, reason: FedError | None = None) -> bool:
+        """End a session and return True; later calls for the same seat do nothing."""
         if self._seats.get(seat.client) is not seat:
-            return
+            return False
         del self._seats[seat.client]
         seat.close(reason)
         for job in self._jobs:
             job.busy(seat.client, gone=True)
+        return True
 
     def take(self, client: str, assignment_id: str) -> bool:
         """Reserve an idle client for an assignment; False if it is gone or another job was quicker."""

@@ -78,7 +78,7 @@ class ClientService(pb_grpc.ClientServiceServicer):
         except FedError as error:
             reason = error
         finally:
-            self._federation.fleet.leave(seat, reason)
+            self._federation.leave(seat, reason)
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:
         offset = request.offset

@@ -14,11 +14,13 @@ from fedcore.errors import JobFileError, NotFound, StorageFailed, UpdateResult
 from fedcore.identity import sign
 from fedcore.jobfile import parse_job
 from fedcore.messages import MAX_METRIC, SIGNATURE_CONTEXT, Cancel, WorkKind
+from fedserver.federation import HEARTBEAT_INTERVAL_S
 from fedserver.state.base import Bytes
 from fedserver.state.memory import MemoryBlobs
 from fedserver.status import status_of
 from fedsim.transport import InProcessTransport
-from tests.support.player import LAYOUT, RAW, playing
+from tests.support.hand_clock import HandClock
+from tests.support.player import HELLO, LAYOUT, RAW, playing
 from tests.support.server import TestServer, running_server, small_job
 
 
@@ -82,6 +84,30 @@ async def test_what_is_said_of_a_job_has_a_bound_whatever_its_plugins_find(tmp_p
         with pytest.raises(JobFileError) as caught:
             await server.federation.submit(parse_job(tree, "bad").to_json())
     assert len(str(caught.value)) < 2 * JobFileError.MAX_CHARS
+
+
+@pytest.mark.parametrize("how", ["silence", "revocation", "shutdown"])
+async def test_who_watches_hears_of_the_end_of_a_session_whose_stream_is_held_up(tmp_path: Path, how: str) -> None:
+    clock = HandClock()
+    async with running_server(tmp_path, clock) as server:
+        federation = server.federation
+        await server.enrol("alice")
+        federation.join("alice", HELLO)  # and nobody asks for its orders, as when a write to the client waits
+        change = federation.next_change()
+        match how:
+            case "silence":
+                for _ in range(4):
+                    await clock.wait_for_sleepers(HEARTBEAT_INTERVAL_S)
+                    clock.advance(HEARTBEAT_INTERVAL_S)
+                await clock.wait_for_sleepers(HEARTBEAT_INTERVAL_S)
+            case "revocation":
+                await server.membership.revoke("alice")
+            case "shutdown":
+                federation.close_sessions()
+        assert change.is_set()
+        assert status_of(federation, enrolled=1)["clients"]["connected"] == 0
+        connected = federation.services.metrics.clients_connected.collect()
+        assert [sample.value for metric in connected for sample in metric.samples] == [0.0]
 
 
 async def test_an_unknown_job_names_the_known_ones(tmp_path: Path) -> None:
