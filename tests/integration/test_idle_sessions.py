@@ -40,6 +40,7 @@ async def make_version(server: TestServer) -> None:
 
 def held_by_sessions() -> list[object]:
     """Return every assignment with a frame in this process: as the server thinks of it, and as a message."""
+    gc.collect()  # of other tests
     things = gc.get_objects()
     found: list[object] = [thing for thing in things if isinstance(thing, Assignment) and thing.frame]
     return found + [thing for thing in things if isinstance(thing, pb.SessionReply) and thing.assignment.frame]

