@@ -53,7 +53,7 @@ def read_frame(data: bytes) -> None:
         return
     assert len(frame) <= pipeline.max_frame_bytes(num_values)
     assert values_D.shape == (num_values,)
-    assert values_D.flags.writeable
+    assert values_D.flags.aligned
     assert all(block.size == block_values for block in blocks[:-1])
     assert same(np.concatenate(blocks), values_D)
     again = pipeline.encode(values_D, RNG)

@@ -26,11 +26,14 @@ def test_frame_decodes_to_its_values() -> None:
     np.testing.assert_allclose(pipeline("bf16").decode(frame("bf16"), 3), VALUES, rtol=2**-8)
 
 
-def test_decoded_vector_is_writable_and_its_own() -> None:
-    sent = frame()
-    decoded = pipeline().decode(sent, 3)
-    decoded += 1
-    assert sent == frame()
+@pytest.mark.parametrize("margin", range(8))
+def test_decoded_vector_is_aligned_and_shares_the_frames_memory_where_it_can(margin: int) -> None:
+    buffer = np.frombuffer(bytes(margin) + frame(), dtype=np.uint8)
+    decoded = pipeline().decode(buffer[margin:].data, 3)
+    np.testing.assert_array_equal(decoded, VALUES)
+    assert decoded.flags.aligned
+    is_aligned = (buffer.ctypes.data + margin + 15) % 4 == 0
+    assert np.shares_memory(decoded, buffer) == is_aligned
 
 
 def test_frame_may_be_a_view_into_a_larger_buffer() -> None:
