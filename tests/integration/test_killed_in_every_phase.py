@@ -251,11 +251,14 @@ async def test_killed_between_the_last_evaluation_and_the_end_of_the_job(tmp_pat
             while job.job_id in first_life.federation.engines:
                 await first_life.federation.next_change().wait()
         store = first_life.federation.services.store
+        versions = store.versions(job.job_id)
+        blobs = [store.blob(digest) for digest in {row.state_blob for row in versions}]
         found: list[Record] = [
-            job,
-            *store.versions(job.job_id),
+            job,  # as it was when it ran
+            *versions,
             *store.attempts(job.job_id),
-        ]  # `job` as it was when it ran
+            *(blob for blob in blobs if blob is not None),
+        ]
     async with running_server(tmp_path / "second", found=found) as second_life:
         async with asyncio.timeout(10):
             while job.job_id in second_life.federation.engines:

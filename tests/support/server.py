@@ -83,7 +83,10 @@ async def running_server(
         rpc = RpcServer(federation, membership, metrics, authority, clock)
         await rpc.start("127.0.0.1", 0, 0)
         running = asyncio.create_task(federation.run())
-        await federation.recovered.wait()
+        recovered = asyncio.create_task(federation.recovered.wait())
+        await asyncio.wait({recovered, running}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()  # raises: what it found cannot be used
         try:
             yield TestServer(federation, membership, authority, rpc, folder)
         finally:
