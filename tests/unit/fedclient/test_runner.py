@@ -10,7 +10,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +137,22 @@ class Worker:
         self.forgotten.append(job_id)
 
 
+@dataclass
+class ThriftyWorker(Worker):
+    """Trains into the same vector each time, as it may: it is the runner's until the next call. Counts in it."""
+
+    delta_D: Vector = field(default_factory=lambda: np.zeros(0, np.float32))  # noqa: N815 - shape suffix
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.delta_D = np.zeros(self.num_values, np.float32)
+
+    def train(self, *args: Any, **options: Any) -> Trained:
+        trained = super().train(*args, **options)
+        self.delta_D += 1
+        return replace(trained, delta_D=self.delta_D)
+
+
 class Server:
     """The other side: what it holds, what it heard, and how it is to misbehave."""
 
@@ -254,10 +271,10 @@ class Link:
 class House:
     """A runner, its worker, its server and the clock; use it as a context."""
 
-    def __init__(self, num_values: int = 8, seed: int = 1) -> None:
+    def __init__(self, num_values: int = 8, seed: int = 1, worker_type: type[Worker] = Worker) -> None:
         self.clock = VirtualClock()
         self.server = Server()
-        self.worker = Worker(num_values)
+        self.worker = worker_type(num_values)
         self.executor = ThreadPoolExecutor(1)
         self.about = Hello("test", "cpu", ("toy",), ("full",), ("raw",))
         self.runner = ClientRunner(
@@ -385,6 +402,20 @@ async def test_a_broken_upload_goes_on_from_what_the_server_holds() -> None:
         await house.counted(1)
         assert house.server.offsets[1:] == [0, 700_000, 1_500_000]
         assert len(house.frame(assignment)) == house.header(assignment).frame_bytes > CHUNK_BYTES
+
+
+async def test_an_update_in_pieces_is_sent_whole_before_the_next_work_touches_its_values() -> None:
+    async with running(House(CHUNK_BYTES // 2, worker_type=ThriftyWorker)) as house:
+        house.worker.gate.clear()
+        works = [house.assign(number) for number in range(2)]
+        await house.clock.until(lambda: len(house.runner._hand.ids) == 2 and house.worker.started)
+        house.server.uploads_to_cut = [700_000, 1_500_000]
+        house.worker.gate.set()
+        await house.counted(2)
+        assert house.server.offsets[1:] == [0, 700_000, 1_500_000, 0]
+        for number, work in enumerate(works, 1):
+            delta_D = build_pipeline([{"codec": "raw"}]).decode(house.frame(work), house.worker.num_values)
+            assert (delta_D == number).all()
 
 
 @pytest.mark.parametrize("num_values", [8, CHUNK_BYTES // 2])
