@@ -116,6 +116,10 @@ class Attempt:
             and not self._sealed
         )
 
+    def wants_layout(self, client: str) -> bool:
+        """Whether this client was asked for the first version."""
+        return self.kind is WorkKind.INITIALISE and any(row.client == client for row in self.assignments.values())
+
     def spool_of(self, client: str, update_id: str) -> str | None:
         """Return the key of an upload that the client has begun."""
         assignment_id = self.assignment_of(client)

@@ -35,6 +35,9 @@ T = TypeVar("T")
 LIGHT_VALUES: Final = 1 << 16
 """Layouts of at most so many values are checked and folded in less than a millisecond."""
 
+SHORT_HEADER_BYTES: Final = 1 << 14
+"""More than a header without a layout has, which is read in a tenth of a millisecond."""
+
 
 class Run(Protocol):
     """Calls a function, here and now or in a worker thread."""
@@ -158,6 +161,7 @@ class Intake:
         self._engines = engines
         self._signing_key = signing_key
         self._settling: dict[tuple[str, str], asyncio.Task[UploadState]] = {}
+        self._reading_header = asyncio.Lock()
 
     async def state_of(self, client: str, update_id: str) -> UploadState:
         """Say how far an upload is, or what became of it."""
@@ -183,8 +187,8 @@ class Intake:
         """
         job = ""
         try:
-            header = UpdateHeader.from_bytes(header_bytes)
             check_signature(client, self._signing_key(client), header_bytes, signature)
+            header = await self._read_header(client, header_bytes)
             if header.federation != self._federation:
                 raise UpdateRejected(UpdateResult.BAD_SIGNATURE, f"signed for federation {header.federation!r}")
             if (settling := self._settling.get((client, header.update_id))) is not None:
@@ -209,6 +213,18 @@ class Intake:
         except UpdateRejected as error:
             return await self.settle(announced, partial(_refuse, error), _at_once)
         return announced
+
+    async def _read_header(self, client: str, data: bytes) -> UpdateHeader:
+        """Read a header, a long one only from a client that is to send a layout, and one at a time in a worker."""
+        if len(data) <= SHORT_HEADER_BYTES:
+            return UpdateHeader.from_bytes(data)
+        if not any(
+            engine.attempt is not None and engine.attempt.wants_layout(client) for engine in self._engines.values()
+        ):
+            text = f"header of {len(data)} bytes, at most {SHORT_HEADER_BYTES} unless the first version is asked for"
+            raise UpdateRejected(UpdateResult.TOO_LATE, text)
+        async with self._reading_header:
+            return await self.in_worker(partial(UpdateHeader.from_bytes, data))
 
     def upload(self, announced: Announced) -> Upload:
         """Begin or resume a frame in chunks."""

@@ -21,6 +21,7 @@ from grpc import aio
 from fedcore.clock import Clock
 from fedcore.errors import Busy, FedError, InvalidInput, Refused, Unauthenticated
 from fedcore.identity import Role
+from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES
 from fedserver.membership import Membership
 from fedserver.metrics import Metrics
 from fedserver.rpc import errors
@@ -36,8 +37,14 @@ ROLES: Final[dict[str, Role | None]] = {
     "fedproto.v1.OperatorService": Role.OPERATOR,
 }
 
-MAX_CALLS: Final = 32
+MAX_CALLS: Final = 8
 """Open calls of one client: a session, a transfer, and those that lost connections have left behind."""
+
+ENVELOPE_BYTES: Final = 16 << 10
+"""What a message may have beyond a chunk, or beyond header and frame of a small update."""
+MAX_MESSAGE_BYTES: Final = MESSAGE_BYTES + ENVELOPE_BYTES
+METHOD_BYTES: Final = {"Upload": CHUNK_BYTES + ENVELOPE_BYTES, "GetUpload": 1 << 10, "Download": 1 << 10}
+"""By method, where a message is smaller. A larger one is refused before it is parsed, which takes more memory still."""
 
 MAX_METADATA_BYTES: Final = 16 * 1024
 """gRPC's own limit, which it does not hold a peer to that never acknowledges its settings."""
@@ -94,7 +101,8 @@ class Gatekeeper(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
         serialize = (
             _emptying(handler.response_serializer) if handler.response_streaming else handler.response_serializer
         )
-        return make(wrap(method, num_bytes, take, call), _strict(handler.request_deserializer), serialize)
+        parse = _strict(handler.request_deserializer, METHOD_BYTES.get(method.rpartition("/")[2], MAX_MESSAGE_BYTES))
+        return make(wrap(method, num_bytes, take, call), parse, serialize)
 
     def _single(
         self, method: str, num_bytes: int, take: Take, call: Callable[[Any, Context], Awaitable[Any]]
@@ -206,10 +214,12 @@ def _emptying(serialize: Callable[[Any], bytes]) -> Callable[[list[Any]], bytes]
     return lambda box: serialize(box.pop())
 
 
-def _strict(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _strict(parse: Callable[[bytes], Any], max_bytes: int) -> Callable[[bytes], Any]:
     """Return a parser that says in our own words what is wrong with a message."""
 
     def parsed(data: bytes) -> Any:
+        if len(data) > max_bytes:
+            raise InvalidInput(f"message of {len(data)} bytes, at most {max_bytes}")
         try:
             message = parse(data)
         except DecodeError as error:

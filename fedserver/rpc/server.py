@@ -22,7 +22,7 @@ from fedserver.membership import Membership
 from fedserver.metrics import Metrics
 from fedserver.rpc.client_service import ClientService
 from fedserver.rpc.enrolment_service import EnrolmentService
-from fedserver.rpc.gatekeeper import Gatekeeper
+from fedserver.rpc.gatekeeper import MAX_MESSAGE_BYTES, Gatekeeper
 from fedserver.rpc.guarded_server import guarded_server
 from fedserver.rpc.operator_service import OperatorService
 from fedserver.security.authority import Authority
@@ -38,7 +38,7 @@ MAX_ENROLMENTS: Final = 32
 
 CONNECTIONS: Final = "grpc.max_allowed_incoming_connections"
 MAIN_OPTIONS: Final[dict[str, int]] = {
-    "grpc.max_receive_message_length": 4 << 20,  # chunks are 1 MiB, small updates at most 2 MiB with their header
+    "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
     "grpc.max_send_message_length": 4 << 20,
     "grpc.max_concurrent_streams": 100,  # per connection; bounds what a flood of resets can cost
     "grpc.http2.bdp_probe": 0,  # on a fast line it grows each upload's window to 16 MiB; a chunk is all that is wanted

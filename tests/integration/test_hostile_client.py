@@ -132,7 +132,7 @@ TRICKS = [
     early(
         "no header",
         Result.MALFORMED,
-        lambda scene: scene.foul.transport.send_update(b"[" * 1000, b"0" * 64, b""),
+        lambda scene: scene.foul.transport.send_update(NO_HEADER, scene.foul.sign(NO_HEADER), b""),
         job="none",
     ),
 ]
@@ -205,6 +205,7 @@ def counted(deployment: Deployment) -> Counter[tuple[str, str]]:
 
 # -- frames in chunks ------------------------------------------------------------------------------------------------
 
+NO_HEADER = b"[" * 1000
 FRAME_BYTES = len(RAW.encode(zeros(0), NO_DRAWS))
 END = FRAME_BYTES + 1
 

@@ -21,6 +21,7 @@ import grpc
 import pytest
 
 from fedclient.identity import ClientIdentity
+from fedcore.messages import MAX_HEADER_BYTES, MESSAGE_BYTES
 from fedproto.v1 import client_pb2 as pb
 from fedproto.v1 import client_pb2_grpc, enrolment_pb2, enrolment_pb2_grpc
 from fedserver.rpc.client_service import MAX_UNREAD
@@ -297,6 +298,20 @@ def test_a_client_that_reads_nothing_is_no_longer_told_anything(besieged: Besieg
         assert connection.ping() is not None  # and it has not gone by itself
 
 
+@pytest.mark.parametrize("num_bytes", [MAX_HEADER_BYTES, MESSAGE_BYTES], ids=["allowed", "too long"])
+def test_long_headers_in_many_calls_at_once_are_not_kept(besieged: Besieged, num_bytes: int) -> None:
+    besieged.max_growth_mib = 2 * MAX_GROWTH_MIB  # what a client can hold at once, and no more the next time
+    opening = pb.UploadRequest(opening=pb.UploadOpening(header=bytes(num_bytes), signature=bytes(64)))
+    with dial(ClientIdentity.load(besieged.deployment.home("mallory"))) as channel:
+        grpc.channel_ready_future(channel).result(10)
+        start: Any = channel.stream_unary
+        upload = start("/fedproto.v1.ClientService/Upload", pb.UploadRequest.SerializeToString)
+        for _ in range(10):
+            for call in [upload.future(iter([opening]), timeout=20) for _ in range(MAX_CALLS)]:
+                call.exception()  # waits: an answer, or refused, or more calls than are served at once
+        besieged.serves()
+
+
 # -- messages --------------------------------------------------------------------------------------------------------
 
 
@@ -331,7 +346,7 @@ BOMBS = {
     "length 2^31": b"\x0a" + varint(2**31 - 1) + b"x",
     "length 2^63": b"\x0a" + varint(2**63) + b"x",
     "no UTF-8": b"\x0a\x02\xff\xfe",
-    "a million unknown fields": b"\xa0\x06\x01" * 1_000_000,
+    "very many unknown fields": b"\xa0\x06\x01" * 300_000,
     "unknown fields within": b"\x0a\x04\xa2\x06\x01x",
     "nothing": b"",
 }

@@ -219,7 +219,7 @@ async def test_a_client_has_a_bounded_number_of_calls_over_all_its_connections(
                 await stub.GetUpload(pb.GetUploadRequest(update_id=UPDATE_ID))
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         transport = GrpcTransport(alice, SystemClock())
-        with pytest.raises(Unreachable, match="32 calls open"):  # which a client tries again
+        with pytest.raises(Unreachable, match=f"{MAX_CALLS} calls open"):  # which a client tries again
             await transport.upload_state(UPDATE_ID)
         assert errors_counted(server, "busy") == 3
         assert await is_served(bob)

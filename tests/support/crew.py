@@ -62,7 +62,10 @@ class Member:
 
     def signed(self, header: UpdateHeader) -> tuple[bytes, bytes]:
         data = header.to_bytes()
-        return data, sign(self.identity.signing_key, SIGNATURE_CONTEXT, data)
+        return data, self.sign(data)
+
+    def sign(self, data: bytes) -> bytes:
+        return sign(self.identity.signing_key, SIGNATURE_CONTEXT, data)
 
     async def answer(self, work: Assignment, **changes: Any) -> UploadState:
         """Send the update that the work asks for, its header changed."""

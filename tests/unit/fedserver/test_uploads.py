@@ -13,8 +13,16 @@ import pytest
 
 from fedcore.errors import UpdateRejected, UpdateResult
 from fedcore.identity import sign
-from fedcore.messages import SIGNATURE_CONTEXT, Assignment, Decline, UploadState
-from fedserver.rounds.intake import Intake, Upload
+from fedcore.messages import (
+    MAX_METRICS,
+    SIGNATURE_CONTEXT,
+    Assignment,
+    Decline,
+    UpdateHeader,
+    UploadState,
+    WorkKind,
+)
+from fedserver.rounds.intake import SHORT_HEADER_BYTES, Announced, Intake, Upload
 from fedserver.state.base import Bytes
 from fedserver.state.memory import MemorySpool
 from fedserver.state.records import Record
@@ -122,3 +130,42 @@ async def test_a_decline_whose_connection_breaks_frees_the_client_all_the_same(
     assert server.fleet.seats["ann"].work == ""
     while engine.state.waiting_for().clients:
         await asyncio.wait_for(server.next_change().wait(), 20)
+
+
+async def test_nothing_is_read_of_a_header_that_its_sender_has_not_signed(scene: Scene) -> None:
+    with pytest.raises(UpdateRejected) as caught:
+        await scene.intake.announce("ann", b"no header at all", bytes(64))
+    assert caught.value.reason is UpdateResult.BAD_SIGNATURE
+
+
+async def test_a_long_header_is_read_only_while_the_first_version_is_asked_for(scene: Scene) -> None:
+    long = scene.player.header(scene.work, FRAME).to_bytes().ljust(SHORT_HEADER_BYTES + 1)
+    signature = sign(scene.player.key, SIGNATURE_CONTEXT, long)
+    assert isinstance(await scene.intake.announce("ann", long, signature), Announced)
+    await scene.player.answer(scene.work)
+    work = await scene.player.next_work()
+    assert work.kind is WorkKind.TRAIN
+    with pytest.raises(UpdateRejected, match=f"header of {len(long)} bytes, at most {SHORT_HEADER_BYTES}") as caught:
+        await scene.intake.announce("ann", long, signature)
+    assert caught.value.reason is UpdateResult.TOO_LATE
+
+
+def test_no_header_without_a_layout_is_long() -> None:
+    names = [f"{number:064}" for number in range(MAX_METRICS)]
+    values = dict.fromkeys(names, -1.2345678901234567e-30)
+    header = UpdateHeader(
+        federation="f" * 64,
+        update_id="0" * 32,
+        assignment_id="0" * 32,
+        job_id="0" * 32,
+        version=2**48 - 1,
+        kind=WorkKind.TRAIN,
+        layout_digest="0" * 64,
+        frame_bytes=2**48 - 1,
+        frame_digest="0" * 64,
+        num_examples=2**48 - 1,
+        metrics=values,
+        evaluated_examples=2**31,
+        evaluation=values,
+    )
+    assert len(header.to_bytes()) < SHORT_HEADER_BYTES
