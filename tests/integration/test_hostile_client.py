@@ -26,6 +26,7 @@ from tests.support.player import LAYOUT, RAW
 from tests.support.processes import Deployment, Tree, deployed
 from tests.support.server import small_job
 
+NO_HEADER = b"[" * 1000
 HONEST = ("ann", "berta")
 FOUL = "mallory"
 Result = UpdateResult
@@ -205,7 +206,6 @@ def counted(deployment: Deployment) -> Counter[tuple[str, str]]:
 
 # -- frames in chunks ------------------------------------------------------------------------------------------------
 
-NO_HEADER = b"[" * 1000
 FRAME_BYTES = len(RAW.encode(zeros(0), NO_DRAWS))
 END = FRAME_BYTES + 1
 
