@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from fedcore.errors import FedError, InvalidInput, NotFound, Refused, Unreachable
+from fedcore.errors import FedError, InvalidInput, NotFound, Refused, StateUnusable, Unreachable
 from fedcore.jobfile import Job
 from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, SmallUpdate
 from fedserver.rounds.attempt import split_spool_key
@@ -24,6 +24,7 @@ from fedserver.rounds.plan import Plan, make_plan
 from fedserver.rounds.scheduler import Drop, Dropped
 from fedserver.rounds.services import Services
 from fedserver.state.records import JobRecord, JobStatus, VersionRecord
+from fedserver.state.vault import check_size
 
 log = logging.getLogger(__name__)
 
@@ -143,15 +144,26 @@ class Federation:
         Raises:
             NotFound: no such job or version.
             InvalidInput: `offset` is beyond the end.
+            StateUnusable: its bytes are not all there. If a job's clients were told to download them, the server stops:
+                none of them could go on, and in the end the job would fail.
         """
         found = self.version(job_id, version)
-        head = found.frame_head
-        if offset < len(head):
-            yield head[offset:]
-            self._sent(job_id, len(head) - offset)
-        async for chunk in self._chunks(found.frame_body, max(0, offset - len(head))):
-            yield chunk
-            self._sent(job_id, len(chunk))
+        head, body = found.frame_head, found.frame_body
+        engine = self.engines.get(job_id)
+        orders = None if engine is None or engine.orders.digest != found.frame_digest else engine.orders
+        try:
+            if orders is not None:
+                check_size(body, self.services.vault.size(body), orders.num_bytes - len(head))
+            if offset < len(head):
+                yield head[offset:]
+                self._sent(job_id, len(head) - offset)
+            async for chunk in self._chunks(body, max(0, offset - len(head))):
+                yield chunk
+                self._sent(job_id, len(chunk))
+        except StateUnusable as error:
+            if orders is not None:
+                self.services.journal.stop(error)
+            raise
 
     async def state(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
         """Yield a version's values from byte `offset` to their end, in chunks; raises like `frame`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from fedserver.state.records import BlobRecord, VersionRecord
 from fedserver.state.vault import RELEASE_BYTES, Kept, Vault, passing, release
 
 BLOCK_VALUES = 1 << 18
+VALUE_BYTES: Final = 4  # float32
 
 
 class Frame(NamedTuple):
@@ -83,6 +84,10 @@ def write_version(
         attempt: holds at least one accepted update.
         layout: of the job; None as long as there is no version.
         latest: the version that the updates were computed from; None as long as there is none.
+
+    Raises:
+        StateUnusable: a blob that it is computed from is missing, or has lost or gained bytes. Digests are
+            compared only when a job is recovered: that would cost each round most of a second for a GiB.
     """
     if attempt.kind is WorkKind.INITIALISE:
         return _first_version(vault, plan, attempt)
@@ -95,7 +100,7 @@ def write_version(
 def _first_version(vault: Vault, plan: Plan, attempt: Attempt) -> WrittenVersion:
     ((client, header),) = attempt.headers.items()
     layout = layout_of(header)
-    sent = vault.open(attempt.frames[client])
+    sent = vault.open(attempt.frames[client], header.frame_bytes)
     with vault.writer() as state:
         for block in passing(INITIAL.blocks(sent, layout.num_values), sent):
             state.write(np.ascontiguousarray(block, dtype="<f4").data.cast("B"))
@@ -110,7 +115,7 @@ def _next_version(vault: Vault, plan: Plan, fold: Fold, layout: Layout, latest: 
     in one pass.
     """
     number, optimizer = latest.version + 1, plan.optimizer
-    base = vault.open(latest.state_blob)
+    base = vault.open(latest.state_blob, VALUE_BYTES * layout.num_values)
     base_D = np.frombuffer(base, dtype="<f4")
     slots = _slot_blocks(vault, latest.optimizer_blob, optimizer, base_D.size)
     with vault.writer() as state, vault.writer() as kept:
@@ -139,7 +144,8 @@ def _written(number: int, layout: Layout, state: Kept, frame: Frame, slots: Kept
 def _slot_blocks(
     vault: Vault, digest: str | None, optimizer: ServerOptimizer, num_values: int
 ) -> Iterator[dict[str, Vector]]:
-    stored = None if digest is None else np.frombuffer(vault.open(digest), dtype="<f4")
+    num_bytes = VALUE_BYTES * num_values * len(optimizer.slots)
+    stored = None if digest is None else np.frombuffer(vault.open(digest, num_bytes), dtype="<f4")
     position = 0
     for start in range(0, num_values, BLOCK_VALUES):
         size = min(BLOCK_VALUES, num_values - start)

@@ -50,6 +50,7 @@ class JobEngine:
         attempt: what is open or closing; None while waiting for clients and after the end.
         latest: the newest version; None before version 0.
         evaluated: the newest version whose evaluation is known.
+        orders: what clients were told, to be read only.
         recovered: set when all of this is as the journal has it, or the job has failed.
         ended: set when `run` has ended.
     """
@@ -68,7 +69,7 @@ class JobEngine:
         self._services = services
         self._changed = changed
         self._spare: Fold | None = None  # empty, and of the job's size
-        self._orders = Orders(record.job_id, record.spec, plan.job.job.seed, services.vault)
+        self.orders = Orders(record.job_id, record.spec, plan.job.job.seed, services.vault)
         self._events: asyncio.Queue[tuple[sched.Event | _Stop, AbstractContextManager[None]]] = asyncio.Queue()
         self._alarm = Alarm(services.clock, lambda: self.post(sched.Tick()))
         self._scheduler = Scheduler.start(self.job.schedule, self.job.job.rounds, self.job.job.seed, self._now_s())
@@ -356,7 +357,7 @@ class JobEngine:
 
     def _assignment(self, attempt: Attempt, assignment_id: str, client: str) -> Assignment:
         deadline_s = self._scheduler.deadline_s - self._now_s()
-        return self._orders.assignment(
+        return self.orders.assignment(
             attempt, assignment_id, client, layout=self.layout, latest=self.latest, deadline_s=deadline_s
         )
 

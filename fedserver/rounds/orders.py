@@ -18,12 +18,16 @@ class Orders:
         spec: the job as canonical JSON.
         seed: of the job.
         vault: where frames are.
+
+    Attributes:
+        digest: of the frame that clients were last told to download; "" before version 0.
+        num_bytes: of that frame.
     """
 
     def __init__(self, job_id: str, spec: bytes, seed: int, vault: Vault) -> None:
         self._job_id, self._spec, self._seed = job_id, spec, seed
         self._vault = vault
-        self._digest, self._num_bytes, self._frame = "", 0, b""
+        self.digest, self.num_bytes, self._frame = "", 0, b""
 
     def assignment(
         self,
@@ -36,10 +40,10 @@ class Orders:
         deadline_s: float,
     ) -> Assignment:
         """Return one client's assignment; `layout` and `latest` are None before version 0."""
-        if latest is not None and latest.frame_digest != self._digest:
-            self._digest = latest.frame_digest
-            self._num_bytes = len(latest.frame_head) + self._vault.size(latest.frame_body)
-            is_small = self._num_bytes <= MESSAGE_BYTES
+        if latest is not None and latest.frame_digest != self.digest:
+            self.digest = latest.frame_digest
+            self.num_bytes = len(latest.frame_head) + self._vault.size(latest.frame_body)
+            is_small = self.num_bytes <= MESSAGE_BYTES
             self._frame = latest.frame_head + bytes(self._vault.open(latest.frame_body)) if is_small else b""
         return Assignment(
             assignment_id=assignment_id,
@@ -49,8 +53,8 @@ class Orders:
             kind=attempt.kind,
             seed=derive_seed(self._seed, attempt.kind.value, client, attempt.version),
             layout_digest=layout.digest if layout else "",
-            frame_digest=self._digest,
-            frame_bytes=self._num_bytes,
+            frame_digest=self.digest,
+            frame_bytes=self.num_bytes,
             deadline_s=max(0.0, deadline_s),
             frame=self._frame,
         )

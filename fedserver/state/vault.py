@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -30,7 +31,11 @@ class Kept(NamedTuple):
 
 
 class Vault:
-    """Reads and writes over a store and its blobs. May be used from any thread."""
+    """Reads and writes over a store and its blobs. May be used from any thread.
+
+    Who reads here has the digest from a record. So bytes that are not there, or not as many, are damage, never a wrong
+    question.
+    """
 
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store = store
@@ -46,38 +51,48 @@ class Vault:
         """Return a writer for bytes that are not all in memory."""
         return VaultWriter(self._blobs)
 
-    def open(self, kept: str | Kept) -> memoryview:
+    def open(self, kept: str | Kept, num_bytes: int | None = None) -> memoryview:
         """Return the bytes, read-only.
 
+        Args:
+            kept: what, or its digest.
+            num_bytes: how many there must be, if the caller knows.
+
         Raises:
-            NotFound: there are none of that digest.
+            StateUnusable: there are none of that digest, or not that many.
         """
         if isinstance(kept, Kept):
             if kept.record is not None:
                 return memoryview(kept.record.data)
             kept = kept.digest
-        record = self._store.blob(kept)
-        return self._blobs.open(kept) if record is None else memoryview(record.data)
+        with _named(kept):
+            record = self._store.blob(kept)
+            data = self._blobs.open(kept) if record is None else memoryview(record.data)
+        if num_bytes is not None:
+            check_size(kept, len(data), num_bytes)
+        return data
 
     def read(self, digest: str, offset: int, num_bytes: int) -> bytes:
         """Return a copy of the bytes from `offset` on, at most `num_bytes`.
 
         Raises:
-            NotFound: there are none of that digest.
+            StateUnusable: there are none of that digest.
         """
-        record = self._store.blob(digest)
-        if record is None:
-            return self._blobs.read(digest, offset, num_bytes)
-        return record.data[offset : offset + num_bytes]
+        with _named(digest):
+            record = self._store.blob(digest)
+            if record is None:
+                return self._blobs.read(digest, offset, num_bytes)
+            return record.data[offset : offset + num_bytes]
 
     def size(self, digest: str) -> int:
         """Return the number of bytes.
 
         Raises:
-            NotFound: there are none of that digest.
+            StateUnusable: there are none of that digest.
         """
-        record = self._store.blob(digest)
-        return self._blobs.size(digest) if record is None else len(record.data)
+        with _named(digest):
+            record = self._store.blob(digest)
+            return self._blobs.size(digest) if record is None else len(record.data)
 
     def check(self, digest: str, what: str) -> None:
         """Compare the bytes with their digest; `what` they are goes into the error.
@@ -90,12 +105,31 @@ class Vault:
             while part := self.read(digest, num_bytes, RELEASE_BYTES):
                 found.update(part)
                 num_bytes += len(part)
-        except NotFound as error:
-            raise StateUnusable(f"blob {digest} is missing: {what}") from error
+        except StateUnusable as error:
+            raise StateUnusable(f"{error}: {what}") from error
         if found.hexdigest() != digest:
             raise StateUnusable(
                 f"blob {digest} is damaged: {what}; {num_bytes} bytes are there, their SHA-256 is {found.hexdigest()}"
             )
+
+
+def check_size(digest: str, num_bytes: int, expected: int) -> None:
+    """Compare how many bytes a blob has with how many it was written with.
+
+    Raises:
+        StateUnusable: they differ.
+    """
+    if num_bytes != expected:
+        raise StateUnusable(f"blob {digest} is damaged: {num_bytes} bytes are there, {expected} were written")
+
+
+@contextmanager
+def _named(digest: str) -> Iterator[None]:
+    """Read what a record names."""
+    try:
+        yield
+    except NotFound as error:
+        raise StateUnusable(f"blob {digest} is missing") from error
 
 
 class VaultWriter:

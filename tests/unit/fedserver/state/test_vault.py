@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedcore.errors import NotFound
+from fedcore.errors import StateUnusable
 from fedserver.state.blobs import FolderBlobs
 from fedserver.state.memory import MemoryBlobs, MemoryStore
 from fedserver.state.vault import RELEASE_BYTES, SMALL_BYTES, Vault, passing
@@ -30,10 +30,12 @@ def test_what_is_put_is_read_back_once_its_record_is_written(num_bytes: int) -> 
     assert (kept.record is None) == (num_bytes > SMALL_BYTES) == (digest in blobs)
     assert vault.open(kept) == data
     if kept.record is not None:
-        with pytest.raises(NotFound):
+        with pytest.raises(StateUnusable):
             vault.open(digest)
         store.write([kept.record])
-    assert vault.open(digest) == data
+    assert vault.open(digest) == vault.open(digest, num_bytes) == data
+    with pytest.raises(StateUnusable, match=f"{digest} is damaged: {num_bytes} bytes are there, {num_bytes + 4} were"):
+        vault.open(digest, num_bytes + 4)
     assert vault.size(digest) == num_bytes
     assert vault.read(digest, 7, 1000) == data[7:1007]
 
@@ -58,14 +60,17 @@ def test_a_writer_that_is_left_without_commit_keeps_nothing() -> None:
     assert list(blobs.digests()) == []
 
 
-def test_what_was_never_kept_is_not_found() -> None:
-    vault = Vault(MemoryStore(), MemoryBlobs())
-    with pytest.raises(NotFound):
-        vault.open("ab" * 32)
-    with pytest.raises(NotFound):
-        vault.size("ab" * 32)
-    with pytest.raises(NotFound):
-        vault.read("ab" * 32, 0, 1)
+def test_what_is_gone_is_damage_and_named() -> None:
+    vault, digest = Vault(MemoryStore(), MemoryBlobs()), "ab" * 32
+    missing = pytest.raises(StateUnusable, match=f"^blob {digest} is missing")
+    with missing:
+        vault.open(digest)
+    with missing:
+        vault.size(digest)
+    with missing:
+        vault.read(digest, 0, 1)
+    with pytest.raises(StateUnusable, match=f"^blob {digest} is missing: the update of 'ann'$"):
+        vault.check(digest, "the update of 'ann'")
 
 
 def test_blocks_pass_through_whole_while_the_memory_of_their_file_is_given_back(tmp_path: Path) -> None:
