@@ -61,17 +61,20 @@ class Federation:
     async def run(self) -> None:
         """Go on with every unfinished job, and take new ones, until cancelled.
 
+        None goes on before all have been recovered: when one of them is damaged, nothing has happened yet.
+
         Raises:
             ExceptionGroup: an engine or the watch over silent clients failed; the server has to stop.
         """
         self._discard_dead_uploads()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            for record in self.services.store.jobs():
-                if record.status is JobStatus.RUNNING:
-                    await self._resume(record)
+            unfinished = [record for record in self.services.store.jobs() if record.status is JobStatus.RUNNING]
+            failed = [record for record in map(self._resume, unfinished) if record is not None]
             for engine in list(self.engines.values()):
                 await engine.recovered.wait()
+            if failed:
+                await self.services.journal.write(*failed)
             self.recovered.set()
             tasks.create_task(self._watch_silence())
 
@@ -268,22 +271,20 @@ class Federation:
         self.services.metrics.clients_connected.set(len(self.fleet.seats))
         self._changed()
 
-    async def _resume(self, record: JobRecord) -> None:
-        """Go on with a job from before the restart; one whose plugins are gone has failed."""
+    def _resume(self, record: JobRecord) -> JobRecord | None:
+        """Start the engine of a job from before the restart; one whose plugins are gone has failed: return that."""
         try:
             plan = make_plan(Job.from_json(record.spec), record.name)
         except InvalidInput as error:
             log.error("job failed", extra={"job": record.job_id, "failure": str(error)})
             wall_s = self.services.clock.wall_s()
-            await self.services.journal.write(
-                replace(record, status=JobStatus.FAILED, finished_at=wall_s, failure=str(error))
-            )
-            return
+            return replace(record, status=JobStatus.FAILED, finished_at=wall_s, failure=str(error))
         self._start(record, plan)
+        return None
 
     def _start(self, record: JobRecord, plan: Plan) -> None:
         assert self._tasks is not None, "run() is not running"
-        engine = JobEngine(record, plan, self.services, self._changed)
+        engine = JobEngine(record, plan, self.services, self._changed, self.recovered)
         self.engines[record.job_id] = engine
         task = self._tasks.create_task(engine.run(), name=f"job {record.job_id}")
         task.add_done_callback(lambda _: self._ended(record.job_id))

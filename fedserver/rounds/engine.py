@@ -55,7 +55,9 @@ class JobEngine:
         ended: set when `run` has ended.
     """
 
-    def __init__(self, record: JobRecord, plan: Plan, services: Services, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, record: JobRecord, plan: Plan, services: Services, changed: Callable[[], None], may_go_on: asyncio.Event
+    ) -> None:
         self.record = record
         self.plan = plan
         self.attempt: Attempt | None = None
@@ -68,6 +70,7 @@ class JobEngine:
         self.total_bytes = (0, 0)  # uplink and downlink up to the last version
         self._services = services
         self._changed = changed
+        self._may_go_on = may_go_on
         self._spare: Fold | None = None  # empty, and of the job's size
         self.orders = Orders(record.job_id, record.spec, plan.job.job.seed, services.vault)
         self._events: asyncio.Queue[tuple[sched.Event | _Stop, AbstractContextManager[None]]] = asyncio.Queue()
@@ -135,13 +138,14 @@ class JobEngine:
     # -- the task ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Go on until the job has ended.
+        """Recover, wait for `may_go_on`, and go on until the job has ended.
 
         Raises:
             FedError: the journal or the disk failed; the server has to stop.
         """
         await self._guard(self._recover())
         self.recovered.set()
+        await self._may_go_on.wait()
         metrics = self._services.metrics
         version = 0 if self.latest is None else self.latest.version
         metrics.start_job(self.job_id, rounds=self.job.job.rounds, version=version)

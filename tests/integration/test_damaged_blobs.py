@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from fedserver.rounds.services import Services
 from fedserver.state.base import Store
 from fedserver.state.blobs import FolderBlobs
 from fedserver.state.journal import Journal
-from fedserver.state.records import BlobRecord, VersionRecord
+from fedserver.state.records import BlobRecord, JobStatus, Record, VersionRecord
 from fedserver.state.vault import SMALL_BYTES
 from fedsim.transport import InProcessTransport
 from tests.support.player import RAW, Player, playing
@@ -74,11 +76,11 @@ async def interrupted(folder: Path, num_values: int) -> tuple[Store, str]:
 
 
 @asynccontextmanager
-async def second_life(folder: Path, store: Store) -> AsyncIterator[Federation]:
+async def second_life(folder: Path, store: Store, blobs: FolderBlobs | None = None) -> AsyncIterator[Federation]:
     clock = SystemClock()
     journal = Journal(store, clock)
-    with ThreadPoolExecutor(1) as workers:
-        blobs = FolderBlobs(folder / "state")
+    with ThreadPoolExecutor(2) as workers:
+        blobs = blobs or FolderBlobs(folder / "state")
         yield Federation(
             Services(store, journal, blobs, Fleet(), clock, Metrics(), workers), FEDERATION, lambda client: None
         )
@@ -149,3 +151,64 @@ async def test_small_blobs_are_looked_at_too(tmp_path: Path) -> None:
             await assert_refuses(tmp_path, store, digest)
         store.write([record])
     await assert_goes_on(tmp_path, store, job_id)
+
+
+class HeldBlobs(FolderBlobs):
+    """Blobs that are read when the test says so."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.released = threading.Event()
+
+    def read(self, digest: str, offset: int, num_bytes: int) -> bytes:
+        assert self.released.wait(20)
+        return super().read(digest, offset, num_bytes)
+
+
+async def at_its_end(folder: Path) -> tuple[str, list[Record]]:
+    """Return a job that only has to note that it has finished, and its records. None of its bytes are files."""
+    async with running_server(folder) as server:
+        job_id = (await server.federation.submit(small_job().to_json())).job_id
+        transport, identity = InProcessTransport(server.federation, "ann"), await server.enrol("ann")
+        async with playing(transport, identity.signing_key) as player:
+            kind = None
+            while kind is not WorkKind.EVALUATE:
+                work = await player.next_work()
+                assert (await player.answer(work)).result is UpdateResult.ACCEPTED
+                kind = work.kind
+            while job_id in server.federation.engines:
+                await server.federation.next_change().wait()
+        store = server.federation.services.store
+        versions = store.versions(job_id)
+        blobs = [store.blob(digest) for row in versions for digest in (row.state_blob, row.frame_body)]
+        job = replace(server.federation.job(job_id), status=JobStatus.RUNNING, finished_at=None)
+        return job_id, [job, *versions, *store.attempts(job_id), *(blob for blob in blobs if blob is not None)]
+
+
+async def test_no_job_goes_on_before_all_have_been_looked_at(tmp_path: Path) -> None:
+    for name in ("damaged", "other"):
+        (tmp_path / name).mkdir()
+    store, job_id = await interrupted(tmp_path / "damaged", NUM_VALUES)
+    other_id, records = await at_its_end(tmp_path / "other")
+    store.write(records)
+    before = store.jobs()
+    digest = needed(store, job_id)["state"]
+    path = tmp_path / "damaged" / "state" / "blobs" / digest[:2] / digest
+    data = path.read_bytes()
+    path.unlink()
+    blobs = HeldBlobs(tmp_path / "damaged" / "state")
+    async with second_life(tmp_path / "damaged", store, blobs) as federation:
+        running = asyncio.create_task(federation.run())
+        async with asyncio.timeout(20):
+            await asyncio.sleep(0)  # in which `run` makes its engines
+            await federation.engines[other_id].recovered.wait()
+            await federation.services.journal.write()  # what was written before is durable
+            blobs.released.set()
+            with pytest.RaisesGroup(pytest.RaisesExc(StateUnusable, match=digest)):
+                await running
+    assert store.jobs() == before
+    path.write_bytes(data)
+    await assert_goes_on(tmp_path / "damaged", store, job_id)
+    other = store.job(other_id)
+    assert other is not None
+    assert other.status is JobStatus.FINISHED
