@@ -12,6 +12,7 @@ from fedclient.transport.grpc_transport import GrpcTransport
 from fedcore.clock import SystemClock
 from fedcore.errors import Exit, Unreachable, UpdateResult
 from fedcore.messages import WorkKind
+from fedserver.security.authority import CLIENT_LIFETIME_S
 from tests.support.player import playing
 from tests.support.processes import Process, digits_job
 from tests.support.server import TestServer, running_server, small_job
@@ -77,14 +78,19 @@ async def test_a_clock_before_a_certificate_keeps_its_holder_out_until_it_is_rig
         assert server.federation.job(job.job_id).status == "finished"
 
 
+async def client_process(stack: AsyncExitStack, folder: Path) -> Process:
+    data = ("--data", "shard=0", "--data", "num_shards=1")
+    process = Process("fedclient", "run", "--folder", folder, "--log-format", "json", *data)
+    stack.push_async_callback(asyncio.to_thread, process.discard)
+    await asyncio.to_thread(process.wait_for_event, "connected")
+    return process
+
+
 async def test_a_client_process_outlives_a_clock_before_its_certificate_but_no_revocation(tmp_path: Path) -> None:
     clock = LeapingClock()
     async with running_server(tmp_path, clock) as server, AsyncExitStack() as stack:
         await server.enrol("ann")
-        data = ("--data", "shard=0", "--data", "num_shards=1")
-        process = Process("fedclient", "run", "--folder", tmp_path / "ann", "--log-format", "json", *data)
-        stack.push_async_callback(asyncio.to_thread, process.discard)
-        await asyncio.to_thread(process.wait_for_event, "connected")
+        process = await client_process(stack, tmp_path / "ann")
         clock.ahead_s = -DAY_S
         job = await server.federation.submit(digits_job("clock", rounds=1, cohort=1).to_json())
         await asyncio.to_thread(process.wait_for_event, "server not reachable", count=3)
@@ -95,3 +101,18 @@ async def test_a_client_process_outlives_a_clock_before_its_certificate_but_no_r
 
         await server.membership.revoke("ann")
         assert await asyncio.to_thread(process.wait) == Exit.REFUSED, process.story()
+
+
+async def test_a_client_process_ends_by_a_clock_after_its_certificate_and_may_be_started_again(tmp_path: Path) -> None:
+    clock = LeapingClock()
+    async with running_server(tmp_path, clock) as server, AsyncExitStack() as stack:
+        await server.enrol("ann")
+        process = await client_process(stack, tmp_path / "ann")
+        clock.ahead_s = CLIENT_LIFETIME_S
+        job = await server.federation.submit(digits_job("clock", rounds=1, cohort=1).to_json())
+        assert await asyncio.to_thread(process.wait) == Exit.REFUSED, process.story()
+        clock.ahead_s = 0.0
+        await client_process(stack, tmp_path / "ann")
+        async with asyncio.timeout(60):
+            await ended(server, job.job_id)
+        assert server.federation.job(job.job_id).status == "finished"
