@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -19,7 +21,8 @@ import pytest
 from fedclient.transport.channel import secure_channel
 from fedcore.errors import UpdateResult
 from fedcore.jobfile import Job, parse_job
-from fedcore.messages import Assignment, Decline, UploadState, WorkKind
+from fedcore.layout import Layout
+from fedcore.messages import CHUNK_BYTES, Assignment, Decline, UploadState, WorkKind
 from fedproto.v1 import client_pb2, client_pb2_grpc
 from tests.support.crew import NO_DRAWS, Member, crew
 from tests.support.player import LAYOUT, RAW
@@ -250,12 +253,54 @@ async def test_chunks_that_do_not_follow_one_another_are_refused_and_the_upload_
     assert len(deployment.server.events("update", client="ann", job=job_id, result="wrong-size")) == len(CHUNKS) - 1
 
 
+LARGE = Layout.of([("adapter", "w", (3 * CHUNK_BYTES // 8,), "float32")])  # its frame: one chunk and a half
+
+
+@pytest.mark.parametrize("chunk_bytes", [CHUNK_BYTES, CHUNK_BYTES // 4], ids=["in large chunks", "in small chunks"])
+async def test_of_ten_times_the_announced_bytes_no_chunk_beyond_the_end_lies_on_disk(
+    deployment: Deployment, chunk_bytes: int
+) -> None:
+    (spool,) = deployment.state.rglob("spool")
+    job_id = await asyncio.to_thread(deployment.submit, small_job())
+    async with crew(deployment, "ann", layout=LARGE) as (ann,):
+        work = await ann.work_until(WorkKind.TRAIN, 0)
+        header, frame = ann.header(work), ann.frame(work)
+        letter = ann.signed(header)
+        kept = header.frame_bytes // chunk_bytes * chunk_bytes
+        flood, sizes = 10 * frame, []
+
+        def chunks() -> Iterator[tuple[int, bytes]]:
+            for start in range(0, len(flood), chunk_bytes):
+                sizes.append(on_disk(spool))
+                yield start, flood[start : start + chunk_bytes]
+
+        who = ann.identity
+        channel = secure_channel(who.server, who.ca_pem, who.certificate_pem, who.key_pem)
+        state = await upload(channel, letter, chunks())
+        await channel.close(None)
+        assert (state.result, bool(state.text)) == ("wrong-size", True)
+        assert max(sizes) <= kept
+        assert on_disk(spool) == kept == (await ann.transport.upload_state(header.update_id)).received_bytes
+        assert (await ann.transport.upload(*letter, frame, kept)).result is Result.ACCEPTED
+        await ann.finish()
+    (version_1,) = (row for row in await asyncio.to_thread(deployment.finish, job_id) if row["version"] == 1)
+    assert version_1["num_updates"] == 1
+    assert {key: number for key, number in counted(deployment).items() if key[0] == job_id} == {
+        (job_id, "wrong-size"): 1
+    }
+    assert len(deployment.server.events("update", client="ann", job=job_id, result="wrong-size")) == 1
+
+
+def on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 async def upload(
-    channel: grpc.aio.Channel, letter: tuple[bytes, bytes], chunks: list[tuple[int, bytes]]
+    channel: grpc.aio.Channel, letter: tuple[bytes, bytes], chunks: Iterable[tuple[int, bytes]]
 ) -> client_pb2.UploadState:
     """Send these chunks at these offsets, as no client of ours would."""
     header, signature = letter
-    parts = [client_pb2.UploadRequest(opening=client_pb2.UploadOpening(header=header, signature=signature, offset=0))]
-    parts += [client_pb2.UploadRequest(chunk=client_pb2.Chunk(offset=offset, data=data)) for offset, data in chunks]
+    opening = client_pb2.UploadOpening(header=header, signature=signature, offset=0)
+    parts = (client_pb2.UploadRequest(chunk=client_pb2.Chunk(offset=offset, data=data)) for offset, data in chunks)
     stub: client_pb2_grpc.ClientServiceAsyncStub = client_pb2_grpc.ClientServiceStub(channel)
-    return await stub.Upload(iter(parts), timeout=30)
+    return await stub.Upload(chain([client_pb2.UploadRequest(opening=opening)], parts), timeout=30)
