@@ -5,17 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from typing import Final
 
 from fedclient.backoff import Retry
 from fedclient.transport.base import Transport
 from fedclient.updates import MAX_JOBS, Declined, Update
-from fedcodec.frame import header_bytes
 from fedcore.errors import Unreachable, UpdateRejected
 from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES, Assignment, UploadState
-
-RAW_MARGIN: Final = -header_bytes(1) % 16
-"""Before a frame in memory: the values of a raw one lie aligned behind its header, and need not be copied."""
 
 
 class Frames:
@@ -65,7 +60,8 @@ class Frames:
         # In the memory of the last one: a client needs room for one version of a job only, and fresh memory is slow.
         _, frame = self._kept.pop(assignment.job_id, ("", memoryview(b"")))
         if len(frame) != assignment.frame_bytes:
-            frame = memoryview(bytearray(RAW_MARGIN + assignment.frame_bytes))[RAW_MARGIN:]
+            margin = -assignment.frame_bytes % 4  # the values of a raw frame, at its end, lie aligned
+            frame = memoryview(bytearray(margin + assignment.frame_bytes))[margin:]
         await self._fetch(frame, assignment, retry)
         self._kept[assignment.job_id] = (assignment.frame_digest, frame)
         while len(self._kept) > MAX_JOBS:

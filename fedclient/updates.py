@@ -133,7 +133,7 @@ class UpdateMaker:
         """
         with _declining():
             plan = self._plan(assignment)
-            return plan.downlink.max_frame_bytes(plan.layout.num_values)
+            return plan.downlink.max_frame_bytes(plan.layout.sizes)
 
     def update(
         self,
@@ -151,7 +151,7 @@ class UpdateMaker:
         with _declining():
             plan = self._plan(assignment)
             work = self._work(assignment, plan.job)
-            base_D = plan.downlink.decode(frame, plan.layout.num_values)
+            base_D = plan.downlink.decode(frame, plan.layout.sizes)
             if assignment.kind is WorkKind.EVALUATE:
                 measured = self._worker.evaluate(work, base_D)
                 return self._sign(assignment, plan.layout, Pieces(), evaluation=measured)
@@ -159,7 +159,7 @@ class UpdateMaker:
             return self._sign(
                 assignment,
                 plan.layout,
-                Pieces(*plan.uplink.parts(trained.delta_D, stream(assignment.seed, "encode"))),
+                Pieces(*plan.uplink.parts(trained.delta_D, stream(assignment.seed, "encode"), plan.layout.sizes)),
                 num_examples=trained.num_examples,
                 metrics=trained.metrics,
                 evaluation=trained.evaluation,

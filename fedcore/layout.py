@@ -98,6 +98,11 @@ class Layout:
         """SHA-256 (hex) of `to_json`."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """How many values each tensor has."""
+        return tuple(tensor.num_values for tensor in self.tensors)
+
     def to_json(self) -> bytes:
         """Return the canonical form: a JSON list of ``[group, name, shape, dtype]`` without spaces, ASCII only."""
         rows = [[t.group, t.name, list(t.shape), t.dtype] for t in self.tensors]

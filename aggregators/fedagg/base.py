@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from fedcore.errors import InvalidInput
 from fedcore.layout import Vector
+from fedcore.part import Part
 
 BLOCK_VALUES: Final = 1 << 18
 """Values in a block of the mean unless the caller says otherwise: 1 MiB of float32."""
@@ -101,19 +102,19 @@ class Fold(Protocol):
         """The sum of their weights."""
         ...
 
-    def add(self, blocks: Iterable[Vector], weight: int) -> None:
+    def add(self, parts: Iterable[Part], weight: int) -> None:
         """Add one update of weight `weight`.
 
-        `blocks` are float32 vectors of any lengths which, one after the other, are the D values of the
-        update. They are read once, in order, and not kept or changed. The caller has checked that every
+        `parts`, one after the other, are the D values of the update. They are read once, in order, and not kept or
+        changed; values that a part does not give one by one are not built. The caller has checked that every
         value is finite and of magnitude at most the capacity's `max_abs`; the fold does not look again, and
         its sums mean nothing if the caller did not.
 
         Raises:
             ValueError: `weight` is below 1 or above the capacity's, or the fold has its `max_updates`
-                already: nothing was changed. Or the blocks are no float32 vectors or not D values in all,
+                already: nothing was changed. Or the parts hold no float32 vectors or not D values in all,
                 or an earlier `add` failed in this way: the fold is broken.
-            Exception: whatever `blocks` raises passes through; the fold is broken.
+            Exception: whatever `parts` raises passes through; the fold is broken.
 
         A broken fold holds a part of an update that nobody can take out: every later call raises
         ValueError, and the caller folds the journaled updates into a new one. Its counts stay those of the

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from fedagg.base import BLOCK_VALUES, Capacity, Fold, RuleTraits, ceil_log2
 from fedcore.layout import Vector
+from fedcore.part import Part
 from fedcore.plugin import Plugin
 
 CHUNK_VALUES: Final = 1 << 14
@@ -79,7 +80,7 @@ class FixedPointFold:
         """See `Fold.total_weight`."""
         return self._total_weight
 
-    def add(self, blocks: Iterable[Vector], weight: int) -> None:
+    def add(self, parts: Iterable[Part], weight: int) -> None:
         """See `Fold.add`."""
         self._check_whole()
         if not 1 <= weight <= self._capacity.max_weight:
@@ -90,13 +91,18 @@ class FixedPointFold:
         num_values = self._sums_D.size
         start = 0
         self._broken = True
-        for block in blocks:
-            if block.ndim != 1 or block.dtype != np.float32:
-                raise ValueError(f"block of {block.dtype} and shape {block.shape}, expected a float32 vector")
-            if start + block.size > num_values:
-                raise ValueError(f"at least {start + block.size} values, expected {num_values}")
-            self._add_block(self._sums_D[start : start + block.size], block, scale)
-            start += block.size
+        for part in parts:
+            values_n = part.values_n
+            if values_n.ndim != 1 or values_n.dtype != np.float32:
+                raise ValueError(f"part of {values_n.dtype} and shape {values_n.shape}, expected a float32 vector")
+            if part.start != start or start + part.size > num_values:
+                raise ValueError(f"values {part.start} to {part.start + part.size}, expected some from {start} on")
+            sums = self._sums_D[start : start + part.size]
+            if part.positions_n is None:
+                self._add_block(sums, values_n, scale)
+            else:
+                self._add_scattered(sums, part, scale)
+            start += part.size
         if start != num_values:
             raise ValueError(f"{start} values, expected {num_values}")
         self._broken = False
@@ -125,6 +131,17 @@ class FixedPointFold:
     def _check_whole(self) -> None:
         if self._broken:
             raise ValueError("the fold is broken: it holds a part of an update")
+
+    def _add_scattered(self, sums: npt.NDArray[np.int64], part: Part, scale: float) -> None:
+        assert part.positions_n is not None
+        rest = int(np.rint(np.float32(part.rest).astype(np.float64) * scale))
+        if rest:
+            sums += rest
+        for start in range(0, part.values_n.size, CHUNK_VALUES):
+            positions = part.positions_n[start : start + CHUNK_VALUES]
+            addend = np.rint(part.values_n[start : start + CHUNK_VALUES].astype(np.float64) * scale).astype(np.int64)
+            # No position occurs twice, so this adds each.
+            sums[positions] += addend - rest
 
     def _add_block(self, sums: npt.NDArray[np.int64], block: Vector, scale: float) -> None:
         for start in range(0, block.size, CHUNK_VALUES):

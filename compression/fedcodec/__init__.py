@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from fedcodec.base import Codec, Traits
-from fedcodec.pipeline import Pipeline, build_pipeline
+from fedcodec.base import Stage, Traits
+from fedcodec.build import build_pipeline
+from fedcodec.pipeline import Pipeline
 from fedcodec.table import CODECS
 
-__all__: Final = ["CODECS", "Codec", "Pipeline", "Traits", "build_pipeline"]
+__all__: Final = ["CODECS", "Pipeline", "Stage", "Traits", "build_pipeline"]

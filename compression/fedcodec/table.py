@@ -1,17 +1,22 @@
-"""The visible table of codecs. A new codec is one file and one line here; README.md has its wire id."""
+"""The visible table of stages. A new one is one file and one line here; README.md has the wire ids."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from fedcodec.base import Codec
+from fedcodec.base import Stage
 from fedcore.registry import Registry
 
-CODECS: Final[Registry[type[Codec]]] = Registry(
+CODECS: Final[Registry[type[Stage]]] = Registry(
     kind="codec",
     group="roundtable.codecs",
     builtins={
-        "bf16": "fedcodec.bf16:Bf16",
-        "raw": "fedcodec.raw:Raw",
+        "bf16": "fedcodec.quantisers.floats:Bf16",
+        "fixed-positions": "fedcodec.coders.fixed:FixedPositions",
+        "fixed-symbols": "fedcodec.coders.fixed:FixedSymbols",
+        "fp16": "fedcodec.quantisers.floats:Fp16",
+        "per-tensor": "fedcodec.split:PerTensor",
+        "raw": "fedcodec.quantisers.floats:Raw",
+        "top-k": "fedcodec.selectors.top_k:TopK",
     },
 )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from fedcore.errors import FrameError, LayoutError, Unauthenticated, UpdateRejected, UpdateResult
 from fedcore.identity import verify
-from fedcore.layout import Layout, Vector
+from fedcore.layout import Layout
 from fedcore.messages import SIGNATURE_CONTEXT, UpdateHeader, WorkKind
+from fedcore.part import Part
 from fedserver.rounds.attempt import Attempt
 from fedserver.state.base import Store
 from fedserver.state.vault import passing
@@ -69,7 +71,7 @@ def check_header(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> N
             UpdateResult.WRONG_LAYOUT, f"layout {header.layout_digest[:12]}, the job's is {layout.digest[:12]}"
         )
     pipeline = engine.plan.pipeline_of(attempt.kind)
-    limit = 0 if pipeline is None else pipeline.max_frame_bytes(layout.num_values)
+    limit = 0 if pipeline is None else pipeline.max_frame_bytes(layout.sizes)
     if header.frame_bytes > limit:
         raise UpdateRejected(UpdateResult.WRONG_SIZE, f"frame of {header.frame_bytes} bytes, at most {limit}")
     if attempt.kind is WorkKind.TRAIN and header.num_examples < 1:
@@ -86,30 +88,32 @@ def check_frame(header: UpdateHeader, attempt: Attempt, engine: JobEngine, frame
     if pipeline is None:
         return
     try:
-        blocks = pipeline.blocks(frame, layout_for(header, attempt, engine).num_values)
-        check_values(passing(blocks, frame), engine.job.aggregator.max_abs)
+        parts = pipeline.open(frame, layout_for(header, attempt, engine).sizes)
+        check_values(passing(parts, frame), engine.job.aggregator.max_abs)
     except FrameError as error:
         raise UpdateRejected(UpdateResult.MALFORMED, str(error)) from error
 
 
-def check_values(blocks: Iterable[Vector], max_abs: float) -> None:
+def check_values(parts: Iterable[Part], max_abs: float) -> None:
     """Look at every value.
 
     Raises:
         UpdateRejected: NOT_FINITE or OUT_OF_BOUNDS; the text names the first such value, its place and the bound.
     """
-    start = 0
-    for block in blocks:
-        is_fine = np.abs(block) <= max_abs  # false for NaN too
+    for part in parts:
+        is_fine = np.abs(part.values_n) <= max_abs  # false for NaN too
         if not is_fine.all():
-            place = int(np.argmin(is_fine))
-            value = float(block[place])
-            if not np.isfinite(value):
-                raise UpdateRejected(UpdateResult.NOT_FINITE, f"value {start + place} is {value}")
-            raise UpdateRejected(
-                UpdateResult.OUT_OF_BOUNDS, f"value {start + place} is {value:g}, at most {max_abs:g} is allowed"
-            )
-        start += block.size
+            index = int(np.argmin(is_fine))
+            place = index if part.positions_n is None else int(part.positions_n[index])
+            _refuse_value(float(part.values_n[index]), f"value {part.start + place}", max_abs)
+        if not abs(part.rest) <= max_abs:
+            _refuse_value(part.rest, f"what is not sent of the values from {part.start} on", max_abs)
+
+
+def _refuse_value(value: float, what: str, max_abs: float) -> NoReturn:
+    if not math.isfinite(value):
+        raise UpdateRejected(UpdateResult.NOT_FINITE, f"{what} is {value}")
+    raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, f"{what} is {value:g}, at most {max_abs:g} is allowed")
 
 
 def layout_for(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> Layout:

@@ -102,10 +102,10 @@ def _first_version(vault: Vault, plan: Plan, attempt: Attempt) -> WrittenVersion
     layout = layout_of(header)
     sent = vault.open(attempt.frames[client], header.frame_bytes)
     with vault.writer() as state:
-        for block in passing(INITIAL.blocks(sent, layout.num_values), sent):
-            state.write(np.ascontiguousarray(block, dtype="<f4").data.cast("B"))
+        for part in passing(INITIAL.open(sent, layout.sizes), sent):
+            state.write(np.ascontiguousarray(part.dense(), dtype="<f4").data.cast("B"))
         written = state.commit()
-    return _written(0, layout, written, _write_frame(vault, plan, written, 0), None)
+    return _written(0, layout, written, _write_frame(vault, plan, layout, written, 0), None)
 
 
 def _next_version(vault: Vault, plan: Plan, fold: Fold, layout: Layout, latest: VersionRecord) -> WrittenVersion:
@@ -133,7 +133,7 @@ def _next_version(vault: Vault, plan: Plan, fold: Fold, layout: Layout, latest: 
     # only after this function has ended.
     fold.clear()
     del base_D, slots  # the frame is read from the new state: one version at a time is in memory
-    return _written(number, layout, written, _write_frame(vault, plan, written, number), written_slots)
+    return _written(number, layout, written, _write_frame(vault, plan, layout, written, number), written_slots)
 
 
 def _written(number: int, layout: Layout, state: Kept, frame: Frame, slots: Kept | None) -> WrittenVersion:
@@ -159,18 +159,20 @@ def _slot_blocks(
         yield block
 
 
-def _write_frame(vault: Vault, plan: Plan, state: Kept, version: int) -> Frame:
+def _write_frame(vault: Vault, plan: Plan, layout: Layout, state: Kept, version: int) -> Frame:
     """Encode a version once for all clients. What equals the state is not written a second time."""
     values = vault.open(state)
     state_D = np.frombuffer(values, dtype="<f4")
-    head, payload = plan.downlink.parts(state_D, stream(plan.job.job.seed, "downlink", version))
+    head, *pieces = plan.downlink.parts(state_D, stream(plan.job.job.seed, "downlink", version), layout.sizes)
     digest = hashlib.sha256(head)
-    is_state = len(payload) == len(values) and np.may_share_memory(np.frombuffer(payload, dtype=np.uint8), state_D)
+    payload = [piece for piece in pieces if len(piece)]
+    is_state = len(payload) == 1 and np.may_share_memory(np.frombuffer(payload[0], dtype=np.uint8), state_D)
     with vault.writer() as body:
-        for start in range(0, len(payload), RELEASE_BYTES):
-            part = payload[start : start + RELEASE_BYTES]
-            digest.update(part)
-            if not is_state:
-                body.write(part)
-            release(values)
-        return Frame(digest.hexdigest(), head, state if is_state else body.commit())
+        for piece in payload:
+            for start in range(0, len(piece), RELEASE_BYTES):
+                part = piece[start : start + RELEASE_BYTES]
+                digest.update(part)
+                if not is_state:
+                    body.write(part)
+                release(values)
+        return Frame(digest.hexdigest(), bytes(head), state if is_state else body.commit())

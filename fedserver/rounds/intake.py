@@ -335,11 +335,11 @@ class Intake:
         attempt, engine = announced.attempt, announced.engine
         if attempt.fold is None or engine.layout is None:
             return
-        fold, num_values, weight = attempt.fold, engine.layout.num_values, engine.plan.weight_of(announced.header)
+        fold, sizes, weight = attempt.fold, engine.layout.sizes, engine.plan.weight_of(announced.header)
 
         def add() -> None:
             frame = self._services.vault.open(kept)
-            fold.add(passing(engine.plan.uplink.blocks(frame, num_values), frame), weight)
+            fold.add(passing(engine.plan.uplink.open(frame, sizes), frame), weight)
 
         started_s = time.perf_counter()
         async with attempt.reading:

@@ -81,7 +81,7 @@ def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: 
             services.vault.check(update.blob, f"the update of {update.client!r} in job {record.job_id}")
         if fold is not None and layout is not None and update.blob is not None:
             frame = services.vault.open(update.blob)
-            fold.add(passing(plan.uplink.blocks(frame, layout.num_values), frame), plan.weight_of(header))
+            fold.add(passing(plan.uplink.open(frame, layout.sizes), frame), plan.weight_of(header))
     for key in services.blobs.spools():
         if split_spool_key(key)[0] in attempt.assignments:
             attempt.spools[key] = asyncio.Lock()

@@ -11,16 +11,18 @@ import mmap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeVar
 
 from fedcore.errors import NotFound, StateUnusable
-from fedcore.layout import Vector
 from fedserver.state.base import Blobs, BlobWriter, Bytes, Store
 from fedserver.state.records import BlobRecord
 
 SMALL_BYTES: Final = 128 << 10
 """Up to this size the store is quicker."""
 RELEASE_BYTES: Final = 8 << 20
+RELEASE_ITEMS: Final = 8
+
+T = TypeVar("T")
 
 
 class Kept(NamedTuple):
@@ -176,13 +178,10 @@ def release(view: memoryview) -> None:
         view.obj.madvise(mmap.MADV_DONTNEED)
 
 
-def passing(blocks: Iterable[Vector], view: memoryview) -> Iterator[Vector]:
-    """Yield `blocks`, which are decoded from `view` one after the other, and keep little of that file in memory."""
-    num_bytes = 0
-    for block in blocks:
-        yield block
-        num_bytes += block.nbytes
-        if num_bytes >= RELEASE_BYTES:
+def passing(items: Iterable[T], view: memoryview) -> Iterator[T]:
+    """Yield what is read from `view` a megabyte at a time, one after the other; keep little of that file in memory."""
+    for count, item in enumerate(items, 1):
+        yield item
+        if count % RELEASE_ITEMS == 0:
             release(view)
-            num_bytes = 0
     release(view)

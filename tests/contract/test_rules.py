@@ -13,6 +13,7 @@ import pytest
 from fedagg import RULES, Capacity, Fold, Rule
 from fedcore.errors import InvalidInput
 from fedcore.layout import Vector
+from fedcore.part import dense_parts
 
 CATALOGUE = Path(__file__).parents[2] / "aggregators" / "fedagg" / "README.md"
 D = 1000
@@ -38,7 +39,7 @@ def updates(num_updates: int, num_values: int = D) -> list[tuple[Vector, int]]:
 def folded(name: str, given: list[tuple[Vector, int]]) -> Fold:
     fold = make(name).open(given[0][0].size, CAPACITY)
     for values, weight in given:
-        fold.add([values], weight)
+        fold.add(dense_parts([values]), weight)
     return fold
 
 
@@ -78,12 +79,12 @@ def test_a_cleared_fold_is_as_good_as_new(name: str) -> None:
     with refusal():
         fold.mean_blocks()
     for values, weight in after:
-        fold.add([values], weight)
+        fold.add(dense_parts([values]), weight)
     assert np.array_equal(aggregate(fold), aggregate(folded(name, after)))
     with refusal():
-        fold.add([after[0][0][: D // 2]], 1)
+        fold.add(dense_parts([after[0][0][: D // 2]]), 1)
     fold.clear()
-    fold.add([after[0][0]], 1)
+    fold.add(dense_parts([after[0][0]]), 1)
     assert fold.num_updates == 1
 
 
@@ -117,7 +118,7 @@ def test_cutting_updates_into_blocks_changes_nothing(name: str, block_values: in
     given = updates(3)
     fold = make(name).open(D, CAPACITY)
     for values, weight in given:
-        fold.add((values[start : start + block_values] for start in range(0, D, block_values)), weight)
+        fold.add(dense_parts(values[start : start + block_values] for start in range(0, D, block_values)), weight)
     assert aggregate(fold).tobytes() == aggregate(folded(name, given)).tobytes()
 
 
@@ -144,7 +145,7 @@ def test_reading_the_aggregate_changes_nothing(name: str) -> None:
     for block in fold.mean_blocks():
         block.fill(1)
     for values, weight in given[3:]:
-        fold.add([values], weight)
+        fold.add(dense_parts([values]), weight)
     assert aggregate(fold).tobytes() == aggregate(folded(name, given)).tobytes()
 
 
@@ -153,7 +154,7 @@ def test_weight_out_of_bounds_leaves_the_fold_as_it_was(name: str, weight: int) 
     given = updates(3)
     fold = folded(name, given)
     with refusal():
-        fold.add([given[0][0]], weight)
+        fold.add(dense_parts([given[0][0]]), weight)
     assert fold.num_updates == 3
     assert aggregate(fold).tobytes() == aggregate(folded(name, given)).tobytes()
 
@@ -162,7 +163,7 @@ def test_update_above_capacity_leaves_the_fold_as_it_was(name: str) -> None:
     given = updates(CAPACITY.max_updates)
     fold = folded(name, given)
     with refusal():
-        fold.add([given[0][0]], 1)
+        fold.add(dense_parts([given[0][0]]), 1)
     assert fold.num_updates == CAPACITY.max_updates
     assert aggregate(fold).tobytes() == aggregate(folded(name, given)).tobytes()
 
@@ -190,10 +191,10 @@ def test_update_that_ends_badly_breaks_the_fold(
     given = updates(3)
     fold = folded(name, given)
     with pytest.raises(expected):
-        fold.add(blocks(given[0][0]), 1)
+        fold.add(dense_parts(blocks(given[0][0])), 1)
     assert (fold.num_updates, fold.total_weight) == (3, sum(weight for _, weight in given))
     with refusal():
-        fold.add([given[0][0]], 1)
+        fold.add(dense_parts([given[0][0]]), 1)
     with refusal():
         fold.mean_blocks()
 
@@ -216,11 +217,11 @@ def test_memory_does_not_grow_with_the_number_of_updates(name: str) -> None:
     num_values = 1 << 18
     values = updates(1, num_values)[0][0]
     fold = make(name).open(num_values, CAPACITY)
-    fold.add([values], 1)
+    fold.add(dense_parts([values]), 1)
     tracemalloc.start()
     try:
         for _ in range(20):
-            fold.add([values], 1)
+            fold.add(dense_parts([values]), 1)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

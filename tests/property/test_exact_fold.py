@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fedagg import Capacity, Fold, build_rule
 from fedagg.weighted_mean import CHUNK_VALUES, FixedPointFold, scale_bits
 from fedcore.layout import Vector
+from fedcore.part import dense_parts
 
 MAX_EXACT_WEIGHT = 1 << 29
 """24 bits of value and 29 of weight are 53: up to here rint sees the exact product."""
@@ -59,7 +60,7 @@ def cohorts(draw: st.DrawFn, max_weight: int = MAX_EXACT_WEIGHT) -> tuple[Capaci
 def folded(capacity: Capacity, updates: list[Update]) -> Fold:
     fold = build_rule("weighted-mean", {}).open(len(updates[0][0]), capacity)
     for values, weight in updates:
-        fold.add([np.array(values, dtype=np.float32)], weight)
+        fold.add(dense_parts([np.array(values, dtype=np.float32)]), weight)
     return fold
 
 
@@ -142,7 +143,7 @@ def test_chunks_cover_every_length(chunks: int, rest: int, num_blocks: int) -> N
     num_values = max(1, chunks * CHUNK_VALUES + rest)
     values = np.random.default_rng(num_values).uniform(-1, 1, num_values).astype(np.float32)
     fold = FixedPointFold(num_values, Capacity(2, 8, 1.0))
-    fold.add(np.array_split(values, num_blocks), 8)
+    fold.add(dense_parts(np.array_split(values, num_blocks)), 8)
     assert mean(fold).tobytes() == values.tobytes()
 
 
@@ -150,7 +151,7 @@ def test_equal_updates_average_to_themselves() -> None:
     values = np.random.default_rng(0).uniform(-64, 64, 1000).astype(np.float32)
     fold = build_rule("weighted-mean", {}).open(1000, Capacity(16, 1000, 64.0))
     for weight in (1, 3, 1000, 77):
-        fold.add([values], weight)
+        fold.add(dense_parts([values]), weight)
     np.testing.assert_allclose(mean(fold), values, rtol=2**-23, atol=2**-30)
 
 

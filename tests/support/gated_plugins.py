@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import Field
 
 from fedagg.optimizers.none import NoOptimizer
-from fedcodec.raw import Raw
+from fedcodec.base import Coded
+from fedcodec.quantisers.floats import Raw
 from fedcore.layout import Vector
 
 ENTRY_POINTS = """\
@@ -49,9 +50,9 @@ class GatedCodec(Raw):
     wire_id: ClassVar[int] = 40_000
     gate: int = Field(ge=1, le=65535)
 
-    def encode(self, values_D: Vector, rng: np.random.Generator) -> memoryview:
+    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
         wait_at(self.gate)
-        return super().encode(values_D, rng)
+        return super().encode(values_n, num_zeros, rng)
 
 
 def environment(site: Path) -> dict[str, str]:

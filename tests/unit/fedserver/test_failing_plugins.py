@@ -15,6 +15,7 @@ from fedcore.errors import UpdateResult
 from fedcore.jobfile import Job, parse_job
 from fedcore.layout import Vector
 from fedcore.messages import Assignment, WorkKind
+from fedcore.part import Part
 from fedcore.plugin import Plugin
 from fedcore.registry import Registry
 from fedserver.state.records import JobRecord, JobStatus
@@ -47,7 +48,7 @@ class BadOpening(Plugin):
 class BadFold:
     num_updates = total_weight = 0
 
-    def add(self, blocks: Iterable[Vector], weight: int) -> None:
+    def add(self, parts: Iterable[Part], weight: int) -> None:
         raise ZeroDivisionError("a plugin's bug")
 
     def clear(self) -> None:

@@ -1,0 +1,61 @@
+"""A stretch of an update: what a codec decodes to and a rule adds up.
+
+Shape legend: D values in the stretch, n of them given one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedcore.layout import Vector
+
+
+class Part(NamedTuple):
+    """Values from `start` on, `size` of them.
+
+    Attributes:
+        start: index of the first one in the flat vector.
+        size: D, at least 1.
+        positions_n: ascending indices, counted from `start`, of the values given; None: all D are given.
+        values_n: float32; perhaps a read-only view that is good until the next part is asked for.
+        rest: every value that is not given.
+    """
+
+    start: int
+    size: int
+    positions_n: npt.NDArray[np.int64] | None
+    values_n: Vector
+    rest: float = 0.0
+
+    def dense(self) -> Vector:
+        """Return all D values."""
+        if self.positions_n is None:
+            return self.values_n
+        values_D = np.full(self.size, self.rest, dtype=np.float32)
+        values_D[self.positions_n] = self.values_n
+        return values_D
+
+
+def dense_blocks(parts: Iterable[Part], block_values: int) -> Iterator[Vector]:
+    """Yield the values of consecutive parts in blocks of at most `block_values`; a block never crosses two parts."""
+    for part in parts:
+        for start in range(0, part.size, block_values):
+            size = min(block_values, part.size - start)
+            if part.positions_n is None:
+                yield part.values_n[start : start + size]
+            else:
+                first, end = np.searchsorted(part.positions_n, (start, start + size))
+                inner = part.positions_n[first:end] - start
+                yield Part(start, size, inner, part.values_n[first:end], part.rest).dense()
+
+
+def dense_parts(blocks: Iterable[Vector]) -> Iterator[Part]:
+    """Yield consecutive blocks of values as parts."""
+    start = 0
+    for block in blocks:
+        yield Part(start, block.size, None, block)
+        start += block.size

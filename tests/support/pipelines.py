@@ -1,0 +1,16 @@
+"""Pipelines to try a stage in."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fedcodec import CODECS, Pipeline, build_pipeline
+
+NEEDS: Final = {"positions": ["top-k"]}
+"""By kind: stages without which one of it makes no sense."""
+
+
+def shortest(name: str) -> Pipeline:
+    """Return the shortest pipeline that has a stage, with its defaults."""
+    before = NEEDS.get(CODECS.get(name).kind, [])
+    return build_pipeline([{"codec": stage} for stage in [*before, name]])
