@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedserver.state.folder import StateFolder
+from tests.support.disks import needs_mount
 
 # Fills the disk until the storage fails and prints the error; then makes room, reopens and compares.
 FILL = """
@@ -93,16 +93,6 @@ try:
 except StorageFailed as error:
     print(error)
 """
-
-
-def can_mount() -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/tmp"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-needs_mount = pytest.mark.skipif(not can_mount(), reason="mounting a small disk needs root")
 
 
 def printed(*command: str) -> list[str]:
