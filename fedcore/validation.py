@@ -47,8 +47,13 @@ def _key_path(tree: Any, location: Sequence[str | int], *, missing: bool) -> lis
     for part in location[:-1] if missing else location:
         if isinstance(part, int) if isinstance(tree, list) else isinstance(tree, Mapping) and part in tree:
             tree = tree[part]
-            path.append(str(part))
+            path.append(_key(part))
     return [*path, str(location[-1])] if missing else path
+
+
+def _key(part: str | int) -> str:
+    """Return a key as it is written in a path; one that could end the line, or colour it, is quoted and escaped."""
+    return str(part) if str(part).isprintable() else repr(part)
 
 
 def _shown(value: object) -> str:

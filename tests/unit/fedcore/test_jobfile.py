@@ -238,6 +238,15 @@ def test_key_path_inside_a_parameter_is_the_users_own(tmp_path: Path) -> None:
     assert caught.value.problems == ["task.p.list.0.float: Input should be a finite number, got 'nan'"]
 
 
+@pytest.mark.parametrize("key", ["a\nerror: all is well", "\x1b[31mred", "\r", "\x85", "\u2028", "\0", "\u202e"])
+@pytest.mark.parametrize("where", ["", "training", "task.deep"])
+def test_a_key_neither_ends_its_line_nor_steers_a_terminal(key: str, where: str) -> None:
+    tree = tree_with("task", deep={key: math.inf}) if where == "task.deep" else tree_with(where or key, **{key: 1})
+    (problem,) = problems_of(tree)
+    assert problem.isprintable()
+    assert problem.startswith(".".join([where, repr(key)]).lstrip(".") + ": ")
+
+
 @pytest.mark.parametrize("value", ["2026-01-01", "12:00:00", "2026-01-01T00:00:00Z"])
 def test_dates_are_no_parameters(tmp_path: Path, value: str) -> None:
     with pytest.raises(JobFileError, match=r"task\.p: input was not a valid JSON value"):
