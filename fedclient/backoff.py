@@ -44,6 +44,7 @@ class Retry:
         deadline_s: on `clock`.
         rng: for the jitter.
         pause: waits so many seconds, or less if there is news from the server.
+        moved: is called when something did.
     """
 
     def __init__(
@@ -52,15 +53,18 @@ class Retry:
         deadline_s: float,
         rng: np.random.Generator,
         pause: Callable[[float], Awaitable[None]],
+        moved: Callable[[], None],
     ) -> None:
         self._clock = clock
         self._deadline_s = deadline_s
         self._backoff = Backoff(rng)
         self._pause = pause
+        self._moved = moved
 
     def progressed(self) -> None:
         """Note that something moved: the next failure is a new one."""
         self._backoff.reset()
+        self._moved()
 
     async def wait(self, error: Unreachable) -> None:
         """Return when it is time to try again after `error`.

@@ -71,6 +71,7 @@ class ClientRunner:
         self._hand = InHand(clock)
         self._stopping = asyncio.Event()
         self._session: Session | None = None
+        self._backoff = Backoff(rng)
         self._contact = _Signal()
         self._declines: asyncio.Queue[Decline] = asyncio.Queue()
 
@@ -108,7 +109,7 @@ class ClientRunner:
     # The session.
 
     async def _keep_session(self) -> None:
-        backoff = Backoff(self._rng)
+        """Connect again and again; at once if the last session was of use: it lasted, or its work got on."""
         while True:
             began_s: float | None = None
             interval_s = 0.0
@@ -122,8 +123,8 @@ class ClientRunner:
             except Unreachable as error:
                 _log.warning("server not reachable", extra={"reason": str(error)})
             if began_s is not None and self._clock.now_s() - began_s >= interval_s:
-                backoff.reset()
-            await first_of(self._contact.wait(), self._clock.sleep(backoff.next_s()))
+                self._backoff.reset()
+            await first_of(self._contact.wait(), self._clock.sleep(self._backoff.next_s()))
 
     async def _serve(self, session: Session) -> None:
         self._session = session
@@ -201,7 +202,7 @@ class ClientRunner:
         assignment = entry.assignment
         if self._clock.now_s() >= entry.deadline_s:
             raise Unreachable(f"its deadline of {assignment.deadline_s:g} s passed while other work was in hand")
-        retry = Retry(self._clock, entry.deadline_s, self._rng, self._pause)
+        retry = Retry(self._clock, entry.deadline_s, self._rng, self._pause, self._backoff.reset)
         if assignment.kind is WorkKind.INITIALISE:
             update = await self._compute(entry, partial(self._maker.initialise, assignment))
         else:
@@ -250,6 +251,7 @@ class ClientRunner:
         self._contact.fire()
         fields = {**_fields(assignment), "result": str(state.result)}
         if state.result is UpdateResult.ACCEPTED:
+            self._backoff.reset()
             _log.info("update counted", extra=fields)
         else:
             _log.warning("update rejected", extra={**fields, "reason": state.text})

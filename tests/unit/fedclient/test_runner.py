@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedclient.backoff import FIRST_S
 from fedclient.pieces import Pieces
 from fedclient.runner import ClientRunner
 from fedclient.trainer import Evaluation, Stopped, Trained, Work
@@ -185,6 +186,9 @@ class Server:
 
     def go_down(self) -> None:
         self.down = True
+        self.hang_up()
+
+    def hang_up(self) -> None:
         self.outgoing.put_nowait(Unreachable("connection reset"))
 
     def finish(self, header_bytes: bytes, signature: bytes, frame: bytes) -> UploadState:
@@ -242,6 +246,7 @@ class Link:
         for start in range(offset, end, 7):
             yield frame[start : min(start + 7, end)]
         if end < len(frame):
+            self.server.hang_up()
             raise Unreachable("connection reset")
 
     async def upload_state(self, update_id: str) -> UploadState:
@@ -319,6 +324,9 @@ class House:
 
     async def counted(self, number: int) -> None:
         await self.clock.until(lambda: len(self.server.times_counted) >= number)
+
+    async def greeted(self, number: int) -> None:
+        await self.clock.until(lambda: len(self.server.hellos) >= number)
 
     async def declined(self) -> str:
         await self.clock.until(lambda: self.server.declines)
@@ -572,6 +580,39 @@ async def test_reconnecting_waits_longer_each_time_up_to_twenty_seconds() -> Non
         assert 15 < max(waits) <= 20
         assert min(waits[10:]) < 5
         house.server.down = False
+
+
+def waits(house: House) -> list[float]:
+    """Return how long it waited for its next tries."""
+    return [seconds for seconds in house.clock.sleeps if seconds != Link.heartbeat_interval_s]
+
+
+async def test_short_sessions_of_use_are_followed_by_the_next_at_once(house: House) -> None:
+    for number in range(20):
+        house.assign(number)
+        await house.counted(number + 1)
+        await house.clock.until(lambda: not house.runner._hand.ids)
+        house.server.hang_up()
+        await house.greeted(number + 2)
+    assert len(waits(house)) >= 20
+    assert max(waits(house)) <= FIRST_S
+
+
+async def test_a_download_over_a_line_that_breaks_after_every_chunk_gets_on() -> None:
+    async with running(House(num_values=64)) as house:
+        house.server.downloads_to_cut = list(range(7, len(house.server.frames[0]), 7))
+        house.assign(1)
+        await house.counted(1)
+        assert len(house.server.hellos) > 20, "the sessions broke with it"
+        assert max(waits(house)) <= FIRST_S
+
+
+async def test_short_sessions_of_no_use_are_spaced(house: House) -> None:
+    for number in range(20):
+        await house.clock.until(lambda: house.server.sessions)
+        house.server.hang_up()
+        await house.greeted(number + 2)
+    assert max(waits(house)) > 10
 
 
 async def test_a_revoked_client_ends_and_says_why() -> None:

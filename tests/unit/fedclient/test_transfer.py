@@ -82,7 +82,7 @@ class Desk:
         async def pause(seconds: float) -> None:
             self.clock.advance(seconds)
 
-        return Retry(self.clock, self.clock.now_s() + 600, stream(1), pause)
+        return Retry(self.clock, self.clock.now_s() + 600, stream(1), pause, lambda: None)
 
     async def download(self, assignment: Assignment) -> memoryview:
         return await self.frames.download(assignment, MAX_BYTES, self.retry())
