@@ -15,7 +15,7 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     # Retries are the runner's: it knows deadlines, offsets and when to stop.
     ("grpc.enable_retries", 0),
     # gRPC waits up to two minutes before it dials again, and fails every call meanwhile; the back-off is ours.

@@ -40,11 +40,9 @@ SHORT_HEADER_BYTES: Final = 1 << 14
 
 
 class Run(Protocol):
-    """Calls a function, here and now or in a worker thread."""
+    """Calls a function, here and now or in a worker thread; returns what it returns, raises what it raises."""
 
-    async def __call__(self, call: Callable[[], T]) -> T:
-        """Return what it returns, raise what it raises."""
-        ...
+    async def __call__(self, call: Callable[[], T]) -> T: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -354,14 +352,12 @@ class Intake:
 
     def _put(self, header: UpdateHeader, frame: bytes) -> Kept:
         if len(frame) != header.frame_bytes:
-            raise UpdateRejected(
-                UpdateResult.WRONG_SIZE, f"frame of {len(frame)} bytes, announced were {header.frame_bytes}"
-            )
+            text = f"frame of {len(frame)} bytes, announced were {header.frame_bytes}"
+            raise UpdateRejected(UpdateResult.WRONG_SIZE, text)
         digest = hashlib.sha256(frame).hexdigest()
         if digest != header.frame_digest:
-            raise UpdateRejected(
-                UpdateResult.WRONG_DIGEST, f"frame {digest[:12]}, announced was {header.frame_digest[:12]}"
-            )
+            text = f"frame {digest[:12]}, announced was {header.frame_digest[:12]}"
+            raise UpdateRejected(UpdateResult.WRONG_DIGEST, text)
         return self._services.vault.put(frame, digest)
 
     def recorded(self, client: str, update_id: str) -> UploadState | None:

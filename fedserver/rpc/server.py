@@ -48,7 +48,7 @@ MAIN_OPTIONS: Final[dict[str, int]] = {
     "grpc.max_connection_age_ms": 3_600_000,  # a connection outlives its certificate: not by more than this
     "grpc.max_connection_age_grace_ms": 600_000,
     "grpc.keepalive_time_ms": 60_000,
-    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.http2.ping_timeout_ms": 20_000,  # the keepalive timeout: the option of that name does nothing in grpcio 1.85
     "grpc.http2.min_ping_interval_without_data_ms": 30_000,
     "grpc.so_reuseport": 0,  # or a second server would share the port instead of failing
 }

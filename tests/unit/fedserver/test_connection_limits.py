@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
@@ -33,12 +32,11 @@ async def last_words_of_a_server_with(
     monkeypatch: pytest.MonkeyPatch,
     peer: Callable[[int, Tls], list[bytes]],
     *short: str,
-    also: Mapping[str, int] = MappingProxyType({}),
 ) -> list[list[bytes]]:
     """Return what `peer` hears on each port of a server of which these limits, if it has them at all, are short."""
     for table in ("MAIN_OPTIONS", "ENROLMENT_OPTIONS"):
         options = {name: SHORT_MS if name in short else value for name, value in getattr(rpc_server, table).items()}
-        monkeypatch.setattr(rpc_server, table, {**options, **also})
+        monkeypatch.setattr(rpc_server, table, options)
     async with running_server(folder) as server:
         await server.enrol("mallory")
         ports = {server.rpc.port: False, server.rpc.enrolment_port: True}
@@ -75,10 +73,8 @@ async def test_a_peer_that_never_acknowledges_the_settings_is_cut(
 async def test_a_peer_with_an_open_call_that_answers_no_ping_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    soon = {"grpc.http2.ping_timeout_ms": SHORT_MS}  # from the ping on; when that comes is the server's setting
-    heard = await last_words_of_a_server_with(
-        tmp_path, monkeypatch, silent_in_a_call, "grpc.keepalive_time_ms", also=soon
-    )
+    short = ("grpc.keepalive_time_ms", "grpc.http2.ping_timeout_ms")
+    heard = await last_words_of_a_server_with(tmp_path, monkeypatch, silent_in_a_call, *short)
     assert heard == 2 * [[b"ping_timeout"]]
 
 
@@ -110,8 +106,7 @@ PROMISED: dict[str, list[tuple[Tables, *tuple[str, ...]]]] = {
         (ENROLMENT, "grpc.max_concurrent_streams"),
     ],
     "HTTP/2 pings without data": [(BOTH, "grpc.http2.min_ping_interval_without_data_ms")],
-    # How long it waits for the answer is gRPC's own: `grpc.keepalive_timeout_ms` does nothing in grpcio 1.85.1.
-    "silence of a peer with an open call": [(BOTH, "grpc.keepalive_time_ms"), ((),)],
+    "silence of a peer with an open call": [(BOTH, "grpc.keepalive_time_ms"), (BOTH, "grpc.http2.ping_timeout_ms")],
     "a connection without a call": [
         (MAIN, "grpc.max_connection_idle_ms"),
         (ENROLMENT, "grpc.max_connection_idle_ms"),
