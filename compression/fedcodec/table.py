@@ -15,6 +15,7 @@ CODECS: Final[Registry[type[Stage]]] = Registry(
         "fixed-positions": "fedcodec.coders.fixed:FixedPositions",
         "fixed-symbols": "fedcodec.coders.fixed:FixedSymbols",
         "fp16": "fedcodec.quantisers.floats:Fp16",
+        "kmeans": "fedcodec.quantisers.kmeans:KMeans",
         "per-tensor": "fedcodec.split:PerTensor",
         "raw": "fedcodec.quantisers.floats:Raw",
         "top-k": "fedcodec.selectors.top_k:TopK",
