@@ -242,7 +242,7 @@ class Compressor(Stage, Protocol):
         """Return a bound on what `compress` returns for so many bytes."""
         ...
 
-    def decompress(self, data: memoryview, max_bytes: int) -> bytes:
+    def decompress(self, data: memoryview, max_bytes: int) -> bytes | memoryview:
         """Return what was compressed.
 
         Raises:

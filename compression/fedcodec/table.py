@@ -19,5 +19,6 @@ CODECS: Final[Registry[type[Stage]]] = Registry(
         "per-tensor": "fedcodec.split:PerTensor",
         "raw": "fedcodec.quantisers.floats:Raw",
         "top-k": "fedcodec.selectors.top_k:TopK",
+        "zstd": "fedcodec.coders.zstd:Zstd",
     },
 )
