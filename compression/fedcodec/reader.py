@@ -31,6 +31,10 @@ class Reader:
         start, self._at = self._at, self._at + num_bytes
         return self._data[start : self._at]
 
+    def ahead(self, num_bytes: int) -> memoryview:
+        """Return the next bytes, or as many as are left, without passing them: for what tells its own end."""
+        return self._data[self._at : self._at + num_bytes]
+
     def varint(self, limit: int, what: str) -> int:
         """Return the next number, in base 128, low digits first, each but the last with 128 added.
 

@@ -18,6 +18,7 @@ CODECS: Final[Registry[type[Stage]]] = Registry(
         "kmeans": "fedcodec.quantisers.kmeans:KMeans",
         "per-tensor": "fedcodec.split:PerTensor",
         "raw": "fedcodec.quantisers.floats:Raw",
+        "rice": "fedcodec.coders.rice:Rice",
         "top-k": "fedcodec.selectors.top_k:TopK",
         "zstd": "fedcodec.coders.zstd:Zstd",
     },
