@@ -22,6 +22,8 @@ CODECS: Final[Registry[type[Stage]]] = Registry(
         "per-tensor": "fedcodec.split:PerTensor",
         "raw": "fedcodec.quantisers.floats:Raw",
         "rice": "fedcodec.coders.rice:Rice",
+        "sign": "fedcodec.quantisers.ternary:Sign",
+        "ternary": "fedcodec.quantisers.ternary:Ternary",
         "top-k": "fedcodec.selectors.top_k:TopK",
         "zstd": "fedcodec.coders.zstd:Zstd",
     },
