@@ -170,7 +170,7 @@ def test_table_that_encoding_does_not_write_is_refused(table: bytes, count: int)
         KMeans().read_table(Reader(table), count)
 
 
-@pytest.mark.parametrize(("positions", "expected_ratio"), [("fixed-positions", 7.62)])
+@pytest.mark.parametrize(("positions", "expected_ratio"), [("fixed-positions", 7.62), ("rice", 34.09)])
 def test_fedzip_of_gaussian_values_is_as_small_as_theory_says(positions: str, expected_ratio: float) -> None:
     """One in five is sent, with a bit for which of two: 20 bits a position, or 3.694 at the best Rice parameter."""
     stages: list[dict[str, JsonValue]] = [{"codec": "per-tensor"}, {"codec": "top-k", "fraction": 0.2}]
