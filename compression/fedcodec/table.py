@@ -15,6 +15,7 @@ CODECS: Final[Registry[type[Stage]]] = Registry(
         "fixed-positions": "fedcodec.coders.fixed:FixedPositions",
         "fixed-symbols": "fedcodec.coders.fixed:FixedSymbols",
         "fp16": "fedcodec.quantisers.floats:Fp16",
+        "huffman": "fedcodec.coders.huffman:Huffman",
         "int2": "fedcodec.quantisers.uniform:Int2",
         "int4": "fedcodec.quantisers.uniform:Int4",
         "int8": "fedcodec.quantisers.uniform:Int8",

@@ -12,5 +12,8 @@ NEEDS: Final = {"positions": ["top-k"]}
 
 def shortest(name: str) -> Pipeline:
     """Return the shortest pipeline that has a stage, with its defaults."""
-    before = NEEDS.get(CODECS.get(name).kind, [])
+    stage = CODECS.get(name).configure({})
+    before = NEEDS.get(stage.kind, [])
+    if getattr(stage, "max_codes", 1 << 32) < 1 << 32:
+        before = [*before, "int8"]  # 255 codes
     return build_pipeline([{"codec": stage} for stage in [*before, name]])
