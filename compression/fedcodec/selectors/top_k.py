@@ -27,7 +27,8 @@ _WORTHWHILE: Final = 4
 class TopK(Plugin):
     """Keeps the ⌈fraction · D⌉ values of largest magnitude; of equal ones those that come first.
 
-    A NaN is larger than an infinity, and the more so the larger its payload. What it loses is at most (1 − fraction) ‖x‖²: the kept ones are the largest.
+    A NaN is larger than an infinity, and the more so the larger its payload. What it loses is at most
+    (1 − fraction) ‖x‖²: the kept ones are the largest.
     """
 
     name: ClassVar[str] = "top-k"
