@@ -23,6 +23,7 @@ CODECS: Final[Registry[type[Stage]]] = Registry(
         "per-tensor": "fedcodec.split:PerTensor",
         "raw": "fedcodec.quantisers.floats:Raw",
         "rice": "fedcodec.coders.rice:Rice",
+        "rqm": "fedcodec.quantisers.rqm:Rqm",
         "sign": "fedcodec.quantisers.ternary:Sign",
         "ternary": "fedcodec.quantisers.ternary:Ternary",
         "top-k": "fedcodec.selectors.top_k:TopK",
