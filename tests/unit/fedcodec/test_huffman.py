@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 
@@ -249,8 +250,21 @@ HOSTILE = {
 def test_what_is_not_written_is_refused(what: str) -> None:
     data, count = HOSTILE[what]
     assert decode(framed([1, 1, 0], [3], "010"), 3, 3) == [0, 1, 0]
-    with pytest.raises(FrameError):
+    with pytest.raises(FrameError, match="Kraft's sum" if what.startswith("Kraft") else None):
         decode(data, count, 3 if what == "bits behind the last length" else 4)
+
+
+def test_codes_that_cannot_be_there_cost_no_memory() -> None:
+    count = 1 << 26
+    data = bit_string([1, 1], 4) + bytes(14 * count // RUN_CODES // 8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError, match="at least a bit in 0 bits"):
+            decode(data, count, 2)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < count // 16
 
 
 def test_runs_that_end_elsewhere_are_refused_though_their_sum_is_right() -> None:

@@ -102,6 +102,7 @@ FRAMES = {
     "empty": b"",
     "other magic": b"\x27" + MAGIC[1:] + b"\x20\x03" + block(b"abc"),
     "skippable": bytes.fromhex("502a4d18 03000000") + b"abc",
+    "skippable that looks like a header": bytes.fromhex("502a4d18 20030000") + bytes(0x320),
     "skippable before": bytes.fromhex("502a4d18 00000000") + MAGIC + b"\x20\x03" + block(b"abc"),
     "skippable after": MAGIC + b"\x20\x03" + block(b"abc") + bytes.fromhex("502a4d18 00000000"),
     "legacy": bytes.fromhex("27b52ffd") + bytes(20),
