@@ -26,6 +26,7 @@ CODECS: Final[Registry[type[Stage]]] = Registry(
         "rqm": "fedcodec.quantisers.rqm:Rqm",
         "sign": "fedcodec.quantisers.ternary:Sign",
         "ternary": "fedcodec.quantisers.ternary:Ternary",
+        "threshold": "fedcodec.selectors.threshold:Threshold",
         "top-k": "fedcodec.selectors.top_k:TopK",
         "zstd": "fedcodec.coders.zstd:Zstd",
     },
