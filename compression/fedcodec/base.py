@@ -45,7 +45,8 @@ class Traits:
 
     Attributes:
         lossless: C(x) has the bits of x, for every x.
-        unbiased: E[C(x)] = x over the codec's randomness, for every finite x. Lossless implies it.
+        unbiased: E[C(x)] = x over the codec's randomness, for every finite x, within the clip if there is one. Lossless
+            implies it.
         contraction: E‖C(x) − x‖² ≤ (1 − δ)‖x‖² for some δ > 0 and every x whose values are zero or of
             magnitude 2^-126 to 2^127: what error feedback needs to converge (Stich, Cordonnier, Jaggi:
             Sparsified SGD with Memory, 2018, definition 2.1). Lossless implies it.

@@ -67,7 +67,7 @@ def make_plan(job: Job, source: str) -> Plan:
         optimizer = build_optimizer(job.server_optimizer.name, job.server_optimizer.params)
     except InvalidInput as error:
         problems.append(f"server_optimizer: {error}")
-    if uplink is None or downlink is None or rule is None or optimizer is None:
+    if problems or uplink is None or downlink is None or rule is None or optimizer is None:
         raise JobFileError(source, problems)
     plan = Plan(job, uplink, downlink, rule, optimizer)
     try:
@@ -79,7 +79,13 @@ def make_plan(job: Job, source: str) -> Plan:
 
 def _pipeline(where: str, stages: list[CodecStage], problems: list[str]) -> Pipeline | None:
     try:
-        return build_pipeline([{"codec": stage.codec, **stage.params} for stage in stages])
+        pipeline = build_pipeline([{"codec": stage.codec, **stage.params} for stage in stages])
     except InvalidInput as error:
         problems.append(f"{where}: {error}")
         return None
+    if not pipeline.quantise.may_send_as_is:
+        name = pipeline.quantise.name
+        problems.append(
+            f"{where}: {name} hides values by what it draws, and what is drawn here comes from the job's seed"
+        )
+    return pipeline
