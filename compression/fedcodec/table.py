@@ -21,6 +21,7 @@ CODECS: Final[Registry[type[Stage]]] = Registry(
         "int8": "fedcodec.quantisers.uniform:Int8",
         "kmeans": "fedcodec.quantisers.kmeans:KMeans",
         "per-tensor": "fedcodec.split:PerTensor",
+        "rand-k": "fedcodec.selectors.rand_k:RandK",
         "raw": "fedcodec.quantisers.floats:Raw",
         "rice": "fedcodec.coders.rice:Rice",
         "rqm": "fedcodec.quantisers.rqm:Rqm",
