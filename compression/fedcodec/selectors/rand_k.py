@@ -64,7 +64,8 @@ def smallest_hashes(seed: int, count: int, size: int) -> Positions:
         positions, hashes = _below(seed, bound, size)
         if positions.size >= count:
             # It is a permutation of the words, so there are no ties.
-            return positions[hashes <= np.partition(hashes, count - 1)[count - 1]]
+            kept: Positions = positions[hashes <= np.partition(hashes, count - 1)[count - 1]]
+            return kept
         bound = min(_WORD, 2 * bound)
 
 
