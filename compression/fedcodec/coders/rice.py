@@ -111,7 +111,7 @@ def _quotient_ends(data: npt.NDArray[np.uint8], count: int, width: int, num_bits
         found.append(ends)
         missing -= ends.size
         # No end in a block: it is all ones.
-        start = int(ends[-1]) + 1 + width if ends.size else max(start, block + _BLOCK_BITS)
+        start = int(ends[-1]) + 1 + width if ends.size else block + _BLOCK_BITS
     ends_n = np.concatenate(found)
     if missing or (count and int(ends_n[-1]) + 1 + width > num_bits):
         raise FrameError(f"{count} positions are cut short, or go beyond the last one")

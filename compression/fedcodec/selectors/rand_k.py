@@ -56,10 +56,10 @@ class RandK(Plugin):
 def smallest_hashes(seed: int, count: int, size: int) -> Positions:
     """Return the `count` positions below `size` for which splitmix64(seed + position) is smallest, ascending.
 
-    No two hashes are equal. Only those are gathered that are below a bound, which fails to be enough for less than one
-    seed in 10^12 and then is doubled.
+    No two hashes are equal. Only those are gathered that are below a bound, which is too low for about one seed in
+    50 and then is doubled.
     """
-    bound = min(_WORD, (count + 8 * math.isqrt(count) + 32 << 64) // size)
+    bound = min(_WORD, (count + 2 * math.isqrt(count) + 4 << 64) // size)
     while True:
         positions, hashes = _below(seed, bound, size)
         if positions.size >= count:

@@ -55,6 +55,13 @@ def test_positions_are_those_of_the_smallest_hashes(seed: int, size: int, share:
     assert smallest_hashes(seed, count, size).tolist() == smallest(seed, count, size)
 
 
+def test_many_seeds() -> None:
+    words = np.arange(5000, dtype=np.uint64)
+    for seed in range(0, 300 * 5000, 5000):
+        expected = np.sort(np.argsort(splitmix64(words + np.uint64(seed)))[:100])
+        np.testing.assert_array_equal(smallest_hashes(seed, 100, 5000), expected)
+
+
 @pytest.mark.parametrize("hash_", [0, WORD, WORD - 1])
 def test_seeds_that_lead_to_the_ends_of_the_words(hash_: int) -> None:
     seed = unmixed(hash_)

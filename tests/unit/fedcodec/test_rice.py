@@ -70,6 +70,9 @@ gaps = st.lists(gap, max_size=60)
 @example(gaps=[0] * 100, behind=0)
 @example(gaps=[1 << 14] * 100 + [0] * 500, behind=0)
 @example(gaps=[1, 0] * 20_000, behind=1)
+@example(gaps=[(1 << 14) - 1] + [0] * 20_000, behind=0)
+@example(gaps=[1 << 14] + [0] * 20_000, behind=0)
+@example(gaps=[5, 1 << 15] + [0] * 40_000, behind=0)
 def test_bytes_are_the_documented_ones_and_decode(gaps: list[int], behind: int) -> None:
     positions = [int(position) for position in np.cumsum(array(gaps) + 1) - 1]
     size = max(1, sum(gaps) + len(gaps) + behind)
