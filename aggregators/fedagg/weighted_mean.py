@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,11 @@ class WeightedMean(Plugin):
     def open(self, num_values: int, capacity: Capacity) -> Fold:
         """See `Rule.open`. The fold takes 8 bytes a value and two small buffers."""
         return FixedPointFold(num_values, capacity)
+
+
+def to_grid(values: Any, scale: float) -> Any:
+    """Return float32 values times `scale` as the nearest integers, int64; multiplied in float64."""
+    return np.rint(np.multiply(values, scale, dtype=np.float64)).astype(np.int64)
 
 
 class FixedPointFold:
@@ -92,16 +97,18 @@ class FixedPointFold:
         start = 0
         self._broken = True
         for part in parts:
-            values_n = part.values_n
-            if values_n.ndim != 1 or values_n.dtype != np.float32:
-                raise ValueError(f"part of {values_n.dtype} and shape {values_n.shape}, expected a float32 vector")
+            values = part.given_n if part.book is None else part.book
+            if values.ndim != 1 or values.dtype != np.float32:
+                raise ValueError(f"part of {values.dtype} and shape {values.shape}, expected a float32 vector")
             if part.start != start or start + part.size > num_values:
                 raise ValueError(f"values {part.start} to {part.start + part.size}, expected some from {start} on")
             sums = self._sums_D[start : start + part.size]
-            if part.positions_n is None:
-                self._add_block(sums, values_n, scale)
-            else:
+            if part.positions_n is not None:
                 self._add_scattered(sums, part, scale)
+            elif part.book is not None:
+                self._add_codes(sums, part.given_n, to_grid(part.book, scale))
+            else:
+                self._add_block(sums, part.given_n, scale)
             start += part.size
         if start != num_values:
             raise ValueError(f"{start} values, expected {num_values}")
@@ -134,14 +141,25 @@ class FixedPointFold:
 
     def _add_scattered(self, sums: npt.NDArray[np.int64], part: Part, scale: float) -> None:
         assert part.positions_n is not None
-        rest = int(np.rint(np.float32(part.rest).astype(np.float64) * scale))
+        rest = to_grid(np.float32(part.rest), scale)
+        book = None if part.book is None else to_grid(part.book, scale)
         if rest:
             sums += rest
-        for start in range(0, part.values_n.size, CHUNK_VALUES):
-            positions = part.positions_n[start : start + CHUNK_VALUES]
-            addend = np.rint(part.values_n[start : start + CHUNK_VALUES].astype(np.float64) * scale).astype(np.int64)
+        for start in range(0, part.given_n.size, CHUNK_VALUES):
+            given = part.given_n[start : start + CHUNK_VALUES]
+            addend = to_grid(given, scale) if book is None else book[given]
             # No position occurs twice, so this adds each.
-            sums[positions] += addend - rest
+            sums[part.positions_n[start : start + CHUNK_VALUES]] += addend - rest
+
+    def _add_codes(
+        self, sums: npt.NDArray[np.int64], codes: npt.NDArray[np.unsignedinteger[Any]], book: npt.NDArray[np.int64]
+    ) -> None:
+        for start in range(0, codes.size, CHUNK_VALUES):
+            chunk = codes[start : start + CHUNK_VALUES]
+            addend = self._addend[: chunk.size]
+            # Codes are below the book's length; "clip" only spares a second look.
+            np.take(book, chunk, out=addend, mode="clip")
+            sums[start : start + chunk.size] += addend
 
     def _add_block(self, sums: npt.NDArray[np.int64], block: Vector, scale: float) -> None:
         for start in range(0, block.size, CHUNK_VALUES):

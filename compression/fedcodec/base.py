@@ -13,7 +13,7 @@ Shape legend: D values in the vector (or in one tensor of it), n of them selecte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, Self
 
@@ -53,6 +53,7 @@ class Traits:
         integer_sum: codes are integers whose sum over clients decodes to the sum of the values.
         changes_sensitivity: ‖C(x)‖ may exceed ‖x‖, or C is not a function of one client's x alone, so a
             privacy mechanism that clipped before this codec must have added its noise before it too.
+        private_draws: what it hides it hides by what it draws, so nobody else may be able to draw the same.
     """
 
     lossless: bool = False
@@ -60,6 +61,7 @@ class Traits:
     contraction: bool = False
     integer_sum: bool = False
     changes_sensitivity: bool = False
+    private_draws: bool = False
 
 
 LOSSLESS: Final = Traits(lossless=True, unbiased=True, contraction=True)
@@ -77,7 +79,7 @@ class Stage(Protocol):
             every later release, golden vectors in tests/golden say so. Ids from 32768 are for third
             parties.
         kind: which step it is.
-        traits: what it promises.
+        traits: what it promises; see `TraitsByParameters`.
     """
 
     name: ClassVar[str]
@@ -144,6 +146,23 @@ class Coded(NamedTuple):
     keep_n: Positions | None = None
 
 
+class Decoded(NamedTuple):
+    """What codes stand for.
+
+    Attributes:
+        given_n: values, or with a book the codes themselves.
+        book: the value of each code, if it is the same at every place.
+    """
+
+    given_n: Vector | Codes
+    book: Vector | None = None
+
+    @property
+    def values_n(self) -> Vector:
+        """The values."""
+        return self.given_n if self.book is None else self.book[self.given_n]
+
+
 class Quantiser(Stage, Protocol):
     """Turns values into codes from a finite set, at the price of some of their bits."""
 
@@ -152,12 +171,12 @@ class Quantiser(Stage, Protocol):
     may_send_as_is: ClassVar[bool]
     """Whether a tensor that gets longer by it may be sent as float32: not if codes hide something."""
 
-    def num_codes(self) -> int:
-        """Return how many different codes there are: they are 0 to `num_codes() − 1`."""
+    def num_codes(self, num_values: int) -> int:
+        """Return how many different codes there are for so many values: they are 0 to that − 1."""
         ...
 
     def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
-        """Return n ≥ 0 values as codes, in the smallest unsigned type that holds `num_codes() − 1`.
+        """Return n ≥ 0 values as codes, in the smallest unsigned type that holds `num_codes(n) − 1`.
 
         Args:
             values_n: what to encode; not changed.
@@ -178,8 +197,12 @@ class Quantiser(Stage, Protocol):
         """
         ...
 
-    def decode(self, codes: Codes, table: Any, start: int) -> Vector:
-        """Return the values of codes below `num_codes()`, which are those from the `start`-th on."""
+    def decode(self, codes: Codes, table: Any, start: int) -> Decoded:
+        """Return the values of codes below `num_codes(n)`, which are those from the `start`-th on.
+
+        Raises:
+            FrameError: `encode` does not write these codes with this table.
+        """
         ...
 
     def rest(self, table: Any) -> float:
@@ -250,6 +273,17 @@ class Compressor(Stage, Protocol):
             FrameError: it is not what `compress` writes, or more than `max_bytes`; no more than that is allocated.
         """
         ...
+
+
+class TraitsByParameters:
+    """Traits that depend on a stage's parameters. Asked of the class they are those with the defaults."""
+
+    def __init__(self, traits: Callable[[Any], Traits]) -> None:
+        self._traits = traits
+
+    def __get__(self, stage: Any, owner: type[Any]) -> Traits:
+        """Return the traits of a stage."""
+        return self._traits(owner.configure({}) if stage is None else stage)
 
 
 def code_type(num_codes: int) -> type[np.uint8] | type[np.uint16] | type[np.uint32]:

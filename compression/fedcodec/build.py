@@ -24,6 +24,10 @@ WORDS: Final = {
 }
 
 
+MAX_CODED: Final = 1 << 32
+"""Values of one tensor: a quantiser whose number of codes grows with them has a code for each at most."""
+
+
 def build_pipeline(stages: Sequence[Mapping[str, JsonValue]]) -> Pipeline:
     """Return the pipeline of a job's stages, in the order of encoding.
 
@@ -65,10 +69,10 @@ def _check(pipeline: Pipeline, found: Mapping[str, Stage]) -> None:
         )
     if "positions" in found and not pipeline.is_sparse:
         raise InvalidInput(f"{pipeline.positions.name} writes positions, and no stage before it leaves anything out")
-    if pipeline.symbols.max_codes < quantise.num_codes():
+    if pipeline.symbols.max_codes < quantise.num_codes(MAX_CODED):
         raise InvalidInput(
             f"{pipeline.symbols.name} writes at most {pipeline.symbols.max_codes} different codes, {quantise.name} has"
-            f" {quantise.num_codes()}"
+            f" {quantise.num_codes(MAX_CODED)}"
         )
 
 

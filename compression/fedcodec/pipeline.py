@@ -65,6 +65,7 @@ class Pipeline:
             contraction=all(each.contraction for each in traits),
             integer_sum=self.quantise.traits.integer_sum,
             changes_sensitivity=any(each.changes_sensitivity for each in traits),
+            private_draws=any(each.private_draws for each in traits),
         )
 
     @property
@@ -138,7 +139,7 @@ class Pipeline:
             found += [varint(positions_n.size), coded.table, self.positions.encode(positions_n, values_D.size)]
         else:
             found.append(coded.table)
-        found.append(self.symbols.encode(coded.codes_n, self.quantise.num_codes()))
+        found.append(self.symbols.encode(coded.codes_n, self.quantise.num_codes(values_n.size)))
         return found
 
     # Bounds.
@@ -163,7 +164,7 @@ class Pipeline:
         if self.is_sparse:
             num_bytes += MAX_COUNT_BYTES + self.positions.max_bytes(count, size)
         table_bytes = self.quantise.max_table_bytes(count)
-        return num_bytes + table_bytes + self.symbols.max_bytes(count, self.quantise.num_codes())
+        return num_bytes + table_bytes + self.symbols.max_bytes(count, self.quantise.num_codes(count))
 
     # Decoding.
 
@@ -196,7 +197,8 @@ class Pipeline:
             reader = open_frame(frame, self.wire_ids, _total(sizes))
             (part,) = self._dense(reader, 0, _total(sizes), _total(sizes))
             reader.end()
-            return part.values_n if part.values_n.flags.aligned else part.values_n.copy()
+            values_D = part.values_n
+            return values_D if values_D.flags.aligned else values_D.copy()
         values_D = np.empty(_total(sizes), dtype=np.float32)
         for part in self.open(frame, sizes):
             values_D[part.start : part.start + part.size] = part.dense()
@@ -232,17 +234,17 @@ class Pipeline:
         if self.is_sparse:
             positions_n = self.positions.decode(reader, count, size)
             rest = self.quantise.rest(table)
-        codes_n = self.symbols.decode(reader, count, self.quantise.num_codes())
-        return Part(start, size, positions_n, self.quantise.decode(codes_n, table, 0), rest)
+        codes_n = self.symbols.decode(reader, count, self.quantise.num_codes(count))
+        return Part(start, size, positions_n, *self.quantise.decode(codes_n, table, 0), rest)
 
     def _dense(self, reader: Reader, start: int, size: int, block_values: int) -> Iterator[Part]:
         table = self.quantise.read_table(reader, size)
-        num_codes = self.quantise.num_codes()
+        num_codes = self.quantise.num_codes(size)
         codes_D = None if self.symbols.streams else self.symbols.decode(reader, size, num_codes)
         for at in range(0, size, block_values):
             count = min(block_values, size - at)
             codes = self.symbols.decode(reader, count, num_codes) if codes_D is None else codes_D[at : at + count]
-            yield Part(start + at, count, None, self.quantise.decode(codes, table, at))
+            yield Part(start + at, count, None, *self.quantise.decode(codes, table, at))
 
 
 def _total(sizes: Sizes) -> int:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 
 from fedagg import RULES, Capacity, Fold, Rule
 from fedcore.errors import InvalidInput
 from fedcore.layout import Vector
-from fedcore.part import dense_parts
+from fedcore.part import Part, dense_parts
 
 CATALOGUE = Path(__file__).parents[2] / "aggregators" / "fedagg" / "README.md"
 D = 1000
@@ -209,6 +211,46 @@ def test_fold_and_block_of_no_values_are_refused(name: str) -> None:
         make(name).open(0, CAPACITY)
     with refusal():
         folded(name, updates(1)).mean_blocks(0)
+
+
+def a_part(seed: int, start: int, size: int, is_sparse: bool, has_book: bool) -> Part:
+    """Return values at random, given in one of the four ways."""
+    rng = np.random.default_rng(seed)
+    positions_n = np.flatnonzero(rng.random(size) < 0.3) if is_sparse else None
+    count = size if positions_n is None else positions_n.size
+    rest = float(np.float32(rng.choice([0, rng.uniform(-2, 2)]))) if is_sparse else 0.0
+    if not has_book:
+        return Part(start, size, positions_n, rng.uniform(-2, 2, count).astype(np.float32), rest=rest)
+    book = rng.uniform(-2, 2, int(rng.integers(1, 300))).astype(np.float32)
+    return Part(start, size, positions_n, rng.integers(0, book.size, count, dtype=np.uint16), book, rest)
+
+
+@drawn(
+    updates=st.lists(
+        st.tuples(
+            st.integers(1, 100),
+            st.lists(st.tuples(st.integers(1, 50), st.booleans(), st.booleans()), min_size=1, max_size=4),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_however_values_are_given_they_add_the_same(
+    name: str, updates: list[tuple[int, list[tuple[int, bool, bool]]]], seed: int
+) -> None:
+    total = sum(size for size, *_ in updates[0][1])
+    in_parts, dense = (make(name).open(total, CAPACITY) for _ in range(2))
+    for number, (weight, shapes) in enumerate(updates):
+        parts: list[Part] = []
+        for size, is_sparse, has_book in [*shapes, (total, True, False)]:
+            start = sum(part.size for part in parts)
+            if start < total:
+                size = min(size, total - start)
+                parts.append(a_part(seed + 7 * number + len(parts), start, size, is_sparse, has_book))
+        in_parts.add(parts, weight)
+        dense.add(dense_parts([part.dense() for part in parts]), weight)
+    assert aggregate(in_parts).tobytes() == aggregate(dense).tobytes()
 
 
 def test_memory_does_not_grow_with_the_number_of_updates(name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from fedcodec.base import LOSSLESS, Coded, Codes, Kind, Traits
+from fedcodec.base import LOSSLESS, Coded, Codes, Decoded, Kind, Traits
 from fedcodec.reader import Reader
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
@@ -28,7 +28,7 @@ class _Floats(Plugin):
     may_send_as_is: ClassVar[bool] = True
     bits: ClassVar[int]
 
-    def num_codes(self) -> int:
+    def num_codes(self, num_values: int) -> int:
         """See `Quantiser.num_codes`."""
         return 1 << self.bits
 
@@ -56,9 +56,9 @@ class Raw(_Floats):
         """See `Quantiser.encode`; draws nothing."""
         return Coded(values_n.view(np.uint32), b"")
 
-    def decode(self, codes: Codes, table: None, start: int) -> Vector:
+    def decode(self, codes: Codes, table: None, start: int) -> Decoded:
         """See `Quantiser.decode`."""
-        return codes.view(np.float32)
+        return Decoded(codes.view(np.float32))
 
 
 class Bf16(_Floats):
@@ -79,10 +79,10 @@ class Bf16(_Floats):
         """See `Quantiser.encode`; draws nothing."""
         return Coded(round_to_bf16(values_n), b"")
 
-    def decode(self, codes: Codes, table: None, start: int) -> Vector:
+    def decode(self, codes: Codes, table: None, start: int) -> Decoded:
         """See `Quantiser.decode`."""
         bits: npt.NDArray[Any] = codes.astype(np.uint32) << np.uint32(16)
-        return bits.view(np.float32)
+        return Decoded(bits.view(np.float32))
 
 
 class Fp16(_Floats):
@@ -100,9 +100,9 @@ class Fp16(_Floats):
         np.copyto(halves_n, np.uint16(0x7E00), where=np.isnan(values_n))
         return Coded(halves_n, b"")
 
-    def decode(self, codes: Codes, table: None, start: int) -> Vector:
+    def decode(self, codes: Codes, table: None, start: int) -> Decoded:
         """See `Quantiser.decode`."""
-        return codes.view(np.float16).astype(np.float32)
+        return Decoded(codes.view(np.float16).astype(np.float32))
 
 
 def round_to_bf16(values_n: Vector) -> npt.NDArray[np.uint16]:

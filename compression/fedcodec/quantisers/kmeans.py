@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from fedcodec.base import Coded, Codes, Kind, Positions, Traits
+from fedcodec.base import Coded, Codes, Decoded, Kind, Positions, Traits
 from fedcodec.reader import Reader
 from fedcore.errors import FrameError
 from fedcore.layout import Vector
@@ -45,7 +45,7 @@ class KMeans(Plugin):
         bool, Field(description="Whether zeros left out before stay exactly zero, and with them their cluster.")
     ] = True
 
-    def num_codes(self) -> int:
+    def num_codes(self, num_values: int) -> int:
         """See `Quantiser.num_codes`: one cluster is not sent."""
         return self.clusters - 1
 
@@ -80,9 +80,9 @@ class KMeans(Plugin):
             raise FrameError("centroids are not ascending")
         return table_k
 
-    def decode(self, codes: Codes, table: Vector, start: int) -> Vector:
+    def decode(self, codes: Codes, table: Vector, start: int) -> Decoded:
         """See `Quantiser.decode`."""
-        return table[codes]
+        return Decoded(codes, table[:-1])
 
     def rest(self, table: Vector) -> float:
         """See `Quantiser.rest`: the mean of the cluster that is not sent."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from fedcodec.base import Coded, Codes, Kind, Traits, code_type
+from fedcodec.base import Coded, Codes, Decoded, Kind, Traits, code_type
 from fedcodec.reader import Reader
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
@@ -38,7 +38,7 @@ class Rqm(Plugin):
     wire_id: ClassVar[int] = 37
     kind: ClassVar[Kind] = "quantise"
     # Unbiased for values within the clip.
-    traits: ClassVar[Traits] = Traits(unbiased=True, integer_sum=True, changes_sensitivity=True)
+    traits: ClassVar[Traits] = Traits(unbiased=True, integer_sum=True, changes_sensitivity=True, private_draws=True)
     drops: ClassVar[bool] = False
     may_send_as_is: ClassVar[bool] = False
 
@@ -56,7 +56,7 @@ class Rqm(Plugin):
             raise ValueError(f"extension {self.extension}: at least {MIN_EXTENSION} of clip {self.clip}")
         return self
 
-    def num_codes(self) -> int:
+    def num_codes(self, num_values: int) -> int:
         """See `Quantiser.num_codes`."""
         return self.levels
 
@@ -74,12 +74,12 @@ class Rqm(Plugin):
     def read_table(self, reader: Reader, num_values: int) -> None:
         """See `Quantiser.read_table`: there is none."""
 
-    def decode(self, codes: Codes, table: None, start: int) -> Vector:
+    def decode(self, codes: Codes, table: None, start: int) -> Decoded:
         """See `Quantiser.decode`."""
         top = self.levels - 1
         places = np.arange(-top, top + 1, 2, dtype=np.float64)
         values: Vector = ((self.clip + self.extension) * places / top).astype(np.float32)
-        return values[codes]
+        return Decoded(codes, values)
 
     def rest(self, table: None) -> float:
         """See `Quantiser.rest`."""

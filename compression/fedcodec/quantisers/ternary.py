@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal
 import numpy as np
 from pydantic import Field
 
-from fedcodec.base import Coded, Codes, Kind, Traits
+from fedcodec.base import Coded, Codes, Decoded, Kind, Traits, TraitsByParameters
 from fedcodec.reader import Reader
 from fedcore.errors import FrameError
 from fedcore.layout import Vector
@@ -23,11 +23,11 @@ class _Signs(Plugin):
     kind: ClassVar[Kind] = "quantise"
     drops: ClassVar[bool] = False
 
-    def num_codes(self) -> int:
+    def num_codes(self, num_values: int) -> int:
         """See `Quantiser.num_codes`."""
         return 2
 
-    def decode(self, codes: Codes, table: float, start: int) -> Vector:
+    def decode(self, codes: Codes, table: float, start: int) -> Decoded:
         """See `Quantiser.decode`.
 
         Raises:
@@ -35,7 +35,7 @@ class _Signs(Plugin):
         """
         if not table > 0 and codes.any():
             raise FrameError(f"a sign at scale {table}")
-        return np.array([table, -table], dtype=np.float32)[codes]
+        return Decoded(codes, np.array([table, -table], dtype=np.float32))
 
     def rest(self, table: float) -> float:
         """See `Quantiser.rest`."""
@@ -52,9 +52,10 @@ class Ternary(_Signs):
 
     name: ClassVar[str] = "ternary"
     wire_id: ClassVar[int] = 35
-    # The mean of n magnitudes takes a share of at least 1 / n from the square, and makes no vector longer. With `alpha`
-    # neither holds, so neither is promised.
-    traits: ClassVar[Traits] = Traits(changes_sensitivity=True)
+    # The mean of n magnitudes takes a share of at least 1 / n from the square. With `alpha` it may add to it.
+    traits: ClassVar = TraitsByParameters(
+        lambda stage: Traits(contraction=stage.alpha is None, changes_sensitivity=True)
+    )
     may_send_as_is: ClassVar[bool] = True
 
     alpha: Annotated[
@@ -85,7 +86,10 @@ class Sign(_Signs):
 
     name: ClassVar[str] = "sign"
     wire_id: ClassVar[int] = 36
-    traits: ClassVar[Traits] = Traits(changes_sensitivity=True)
+    # The mean magnitude takes a share of at least 1 / n from the square.
+    traits: ClassVar = TraitsByParameters(
+        lambda stage: Traits(contraction=stage.scale == "mean", changes_sensitivity=True)
+    )
     may_send_as_is: ClassVar[bool] = False  # a vote has no size
 
     scale: Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Final
 import numpy as np
 from pydantic import Field
 
-from fedcodec.base import Coded, Codes, Kind, Traits
+from fedcodec.base import Coded, Codes, Decoded, Kind, Traits
 from fedcodec.quantisers.floats import CHUNK_VALUES
 from fedcodec.reader import Reader
 from fedcore.errors import FrameError
@@ -37,7 +37,7 @@ class _Uniform(Plugin):
     levels: ClassVar[int]
     block: int
 
-    def num_codes(self) -> int:
+    def num_codes(self, num_values: int) -> int:
         """See `Quantiser.num_codes`."""
         return 2 * self.levels + 1
 
@@ -83,7 +83,7 @@ class _Uniform(Plugin):
             raise FrameError("a scale is negative, infinite, or a NaN of another pattern")
         return scales
 
-    def decode(self, codes: Codes, table: Vector, start: int) -> Vector:
+    def decode(self, codes: Codes, table: Vector, start: int) -> Decoded:
         """See `Quantiser.decode`.
 
         Raises:
@@ -105,7 +105,7 @@ class _Uniform(Plugin):
             values_b /= np.float32(self.levels)
             values_b *= scales_b
             at += size
-        return values_n
+        return Decoded(values_n)
 
     def rest(self, table: Vector) -> float:
         """See `Quantiser.rest`."""

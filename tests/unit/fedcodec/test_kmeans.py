@@ -37,7 +37,7 @@ def decode(stage: KMeans, values: Vector, num_zeros: int) -> tuple[Vector, float
     assert coded.keep_n is not None
     table = stage.read_table(Reader(coded.table), coded.codes_n.size)
     decoded = np.full(values.size, stage.rest(table), np.float32)
-    decoded[coded.keep_n] = stage.decode(coded.codes_n, table, 0)
+    decoded[coded.keep_n] = stage.decode(coded.codes_n, table, 0).values_n
     return decoded, stage.rest(table)
 
 

@@ -159,7 +159,7 @@ def test_levels_are_drawn_as_often_as_the_closed_form_says(x: float, stage: Rqm)
 
 @pytest.mark.parametrize(("x", "stage"), CASES, ids=str)
 def test_decoded_mean_is_the_value(x: float, stage: Rqm) -> None:
-    decoded = stage.decode(draws_of(x, stage, seed=1).astype(np.uint16), None, 0).astype(float)
+    decoded = stage.decode(draws_of(x, stage, seed=1).astype(np.uint16), None, 0).values_n.astype(float)
     clipped = min(x, stage.clip)
     # Normal to a good approximation: 5.1 standard errors are passed once in three million.
     assert abs(decoded.mean() - clipped) <= 5.1 * decoded.std() / math.sqrt(DRAWS) + 1e-6 * stage.clip
@@ -181,7 +181,7 @@ def test_codes_are_levels_and_decode_to_them(levels: int) -> None:
     assert codes.dtype == (np.uint8 if levels <= 256 else np.uint16)
     assert codes.max() < levels
     every = np.arange(levels).astype(codes.dtype)
-    np.testing.assert_allclose(stage.decode(every, None, 0), levels_of(levels, 2.0), rtol=0, atol=2e-7)
+    np.testing.assert_allclose(stage.decode(every, None, 0).values_n, levels_of(levels, 2.0), rtol=0, atol=2e-7)
 
 
 def test_sum_of_codes_decodes_to_the_sum_of_values() -> None:
@@ -191,7 +191,7 @@ def test_sum_of_codes_decodes_to_the_sum_of_values() -> None:
         for seed in range(9)
     ]
     summed = np.sum([code.astype(np.int64) for code in codes], axis=0)
-    decoded = np.sum([stage.decode(code, None, 0).astype(float) for code in codes], axis=0)
+    decoded = np.sum([stage.decode(code, None, 0).values_n.astype(float) for code in codes], axis=0)
     np.testing.assert_allclose(9 * -0.75 + 2 * 0.75 * summed / 6, decoded, atol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_whatever_a_value_is_a_level_is_sent() -> None:
     odd = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0], dtype=np.float32)
     stage = Rqm(levels=3, keep=0.5)
     found = np.stack([stage.encode(odd, 0, np.random.default_rng(seed)).codes_n for seed in range(20_000)])
-    means = stage.decode(found.ravel(), None, 0).reshape(found.shape).mean(axis=0)
+    means = stage.decode(found.ravel(), None, 0).values_n.reshape(found.shape).mean(axis=0)
     # Values lie within ±2: by Hoeffding 0.08 is passed once in 10^13.
     np.testing.assert_allclose(means, [0, 1, -1, 1, -1, 0, 0], atol=0.08)
 

@@ -27,7 +27,7 @@ def f32(values: Sequence[float]) -> Vector:
 
 def decode(stage: Ternary | Sign, values: Vector, num_zeros: int = 0) -> Vector:
     coded = stage.encode(values, num_zeros, RNG)
-    return stage.decode(coded.codes_n, stage.read_table(Reader(coded.table), values.size), 0)
+    return stage.decode(coded.codes_n, stage.read_table(Reader(coded.table), values.size), 0).values_n
 
 
 def signs(values: Sequence[float]) -> list[int]:
