@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("grpcio", "protobuf", "numpy", "cryptography", "pydantic")
+PACKAGES = ("grpcio", "protobuf", "numpy", "zstandard", "cryptography", "pydantic")
 
 
 def describe() -> dict[str, Any]:
@@ -33,6 +33,11 @@ def describe() -> dict[str, Any]:
 def load() -> float:
     """Return the load average of the last minute: what else the cores had to do."""
     return round(os.getloadavg()[0], 2)
+
+
+def use_one_core() -> None:
+    """Keep this process, and what it starts, on one of the cores that it may use (Linux)."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def free_gib() -> float:

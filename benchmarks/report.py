@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.suite import HERE, RESULTS
+from benchmarks.targets import TARGETS, Line, reason
 
 COMMENTS: Final = HERE / "comments.md"
 REPORT: Final = HERE / "RESULTS.md"
@@ -27,104 +27,40 @@ COSTS: Final = (
     "bytes on loopback over the bytes of the models that had to move (what else uses loopback counts too)."
 )
 
-Line = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a figure should be.
-
-    Attributes:
-        text: the figure in words, with its unit.
-        group: of the case.
-        case: where the figure is found.
-        figure: reads it from the results by name of case.
-        bound: at most this much; with `at_least`, at least.
-    """
-
-    text: str
-    group: str
-    case: str
-    figure: Callable[[Line], float]
-    bound: float
-    at_least: bool = False
-
-    def row(self, found: Mapping[tuple[str, str], Line]) -> list[str]:
-        """Return the table's row."""
-        wanted = f"{'≥' if self.at_least else '≤'} {self.bound:g}"
-        line = found.get((self.group, self.case))
-        if line is None or (reason := _reason(line)):
-            return [self.text, wanted, "–", "not measured" if line is None else reason]
-        value = self.figure(line)
-        ratio = value / self.bound
-        is_met = ratio >= 1 if self.at_least else ratio <= 1
-        verdict = "met" if is_met else f"**missed**: {ratio:.2f} times the target"
-        return [self.text, wanted, f"{value:.4g}", verdict]
-
-
-def _median(line: Line) -> float:
-    return float(line["median_s"])
-
-
-def _peak_above(model_mib: float) -> Callable[[Line], float]:
-    return lambda line: (line["server_peak_mib"] * (1 << 20) - 100e6) / (1 << 20) / model_mib
-
-
-def _of(name: str) -> Callable[[Line], float]:
-    return lambda line: float(line[name])
-
-
-TARGETS: Final = (
-    Target("1 MiB × 4: seconds a round", "ours", "1 MiB × 4", _median, 0.045),
-    Target("32 MiB × 4: seconds a round", "ours", "32 MiB × 4", _median, 0.9),
-    Target("128 MiB × 4: seconds a round", "ours", "128 MiB × 4", _median, 4),
-    Target("128 MiB × 4: (server's peak memory − 100 MB) / model", "ours", "128 MiB × 4", _peak_above(128), 3),
-    Target("128 MiB × 16: the same", "ours", "128 MiB × 16", _peak_above(128), 3),
-    Target("512 MiB × 4: the same", "ours", "512 MiB × 4", _peak_above(512), 3),
-    Target("512 MiB × 1: seconds a round", "ours", "512 MiB × 1", _median, 6),
-    Target("64 KiB × 16: seconds a round", "ours", "64 KiB × 16", _median, 0.025),
-    Target("64 KiB × 128: clients a second", "ours", "64 KiB × 128", _of("clients_per_s"), 800, at_least=True),
-    Target(
-        "64 KiB × 128 in 8 processes: clients a second",
-        "ours",
-        "64 KiB × 128, 8 processes",
-        _of("clients_per_s"),
-        800,
-        at_least=True,
-    ),
-    Target(
-        "64 KiB updates accepted for a second of a server core",
-        "load",
-        "64 KiB from 256 connections",
-        _of("accepted_per_server_core_s"),
-        800,
-        at_least=True,
-    ),
-    Target("1000 idle clients: kB a client", "idle", "1000 clients", _of("kb_per_client"), 86),
-    Target("1000 idle clients: memory, times the bare server's", "idle", "1000 clients", _of("times_floor"), 1.1),
-    Target("5000 idle clients: kB a client", "idle", "5000 clients", _of("kb_per_client"), 86),
-    Target("5000 idle clients: memory, times the bare server's", "idle", "5000 clients", _of("times_floor"), 1.1),
+CODECS: Final = (
+    "MB of float32 a second of processor time, on one core: median (smallest to largest). *Open* is decoding as the"
+    " server does it, each part once and none kept; *decode* gives one vector. Ratio and error (L2, over that of the"
+    " values) are those of the whole frame; the last columns are the frames of a single small tensor. The stages are in"
+    " [fedcodec](../compression/fedcodec/README.md#measured)."
 )
+FOLDING: Final = (
+    "Seconds of processor time on one core, median (smallest to largest), to decode and fold {updates} updates of"
+    " {values:,} values: part by part as they are decoded, and each as one dense vector. Memory is the peak of what"
+    " comes on top of the sum and the frames."
+)
+VIEW_MB_S: Final = 100_000
+"""What is faster moves no values."""
 
 
 def render(lines: Sequence[Line], comments: str) -> str:
     """Return the report's text.
 
     Args:
-        lines: of `results.jsonl`, the machine first.
+        lines: of `results.jsonl`, each machine before what was measured on it.
         comments: Markdown, put below the figures as it is.
     """
-    about, cases = lines[0], lines[1:]
+    cases = [line for line in lines if line["group"] != "machine"]
+    flower = next((line["flower"] for line in lines if "flower" in line), "not measured")
     found = {(line["group"], line["case"]): line for line in cases}
     parts = [
         "# Results",
         "Made by `make bench` from [results.jsonl](results.jsonl); what is measured and how: [README.md](README.md).",
-        _machine(about, cases),
+        _machines(lines),
         "## Targets",
         _table(["figure", "target", "found", ""], [target.row(found) for target in TARGETS]),
         _memory_law(found),
         "## Rounds, ours and Flower's",
-        f"Flower {about['flower']}, measured in this same run. {ROUNDS}",
+        f"Flower {flower}; what one run measured stands in one column above. {ROUNDS}",
         _rounds(found),
         "## What a round costs",
         COSTS,
@@ -135,6 +71,11 @@ def render(lines: Sequence[Line], comments: str) -> str:
         _idle(cases),
         "## Where the server's time goes",
         _breakdowns(cases),
+        "## Codecs",
+        CODECS,
+        _codecs(cases),
+        "## Folding",
+        _folding(cases),
         comments.strip(),
         "## Commands",
         _commands(cases),
@@ -142,18 +83,28 @@ def render(lines: Sequence[Line], comments: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _machine(about: Line, cases: Iterable[Line]) -> str:
+def _machines(lines: Sequence[Line]) -> str:
+    """Return a column for each run: what was measured later stands behind a machine of its own."""
+    starts = [number for number, line in enumerate(lines) if line["group"] == "machine"]
+    runs = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    rows = zip(*(_machine(about, cases) for about, *cases in runs), strict=True)
+    names = ["", "date", "processor", "memory", "kernel", "versions", "load average before the cases"]
+    header, *table = ([name, *row] for name, row in zip(names, rows, strict=True))
+    return _table(header, table)
+
+
+def _machine(about: Line, cases: Sequence[Line]) -> list[str]:
     loads = [line["load_before"] for line in cases if "load_before" in line]
     packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
-    rows = [
-        ["date", about["date"]],
-        ["processor", f"{about['cpu']}, {about['cores']} cores: servers and clients share them"],
-        ["memory", f"{about['memory_gib']} GiB"],
-        ["kernel", about["kernel"]],
-        ["versions", f"commit {about['commit']}; Python {about['python']}, {about['openssl']}, {packages}"],
-        ["load average before the cases", f"{min(loads)} to {max(loads)}" if loads else "–"],
+    return [
+        ", ".join(dict.fromkeys(line["group"] for line in cases)),
+        about["date"],
+        f"{about['cpu']}, {about['cores']} cores: servers and clients share them",
+        f"{about['memory_gib']} GiB",
+        about["kernel"],
+        f"commit {about['commit']}; Python {about['python']}, {about['openssl']}, {packages}",
+        f"{min(loads)} to {max(loads)}" if loads else "–",
     ]
-    return _table(["", ""], rows)
 
 
 def _memory_law(found: Mapping[tuple[str, str], Line]) -> str:
@@ -216,7 +167,7 @@ def _load(cases: Iterable[Line]) -> str:
             f"{line['server_peak_mib']:.0f}",
         ]
         for line in cases
-        if line["group"] == "load" and not _reason(line)
+        if line["group"] == "load" and not reason(line)
     ]
     return _table(
         ["", "accepted", "a server-core-second", "a second", "server CPU s", "generator CPU s", "server peak MiB"], rows
@@ -226,7 +177,7 @@ def _load(cases: Iterable[Line]) -> str:
 def _idle(cases: Iterable[Line]) -> str:
     rows = []
     for line in cases:
-        if line["group"] == "idle" and not _reason(line):
+        if line["group"] == "idle" and not reason(line):
             for who, prefix in (("ours", ""), ("bare grpc.aio server", "floor_")):
                 figures = [line[prefix + name] for name in ("kb_per_client", "idle_cpu_percent", "connect_s")]
                 memory = f"{line[prefix + 'before_mib']:.0f} → {line[prefix + 'after_mib']:.0f}"
@@ -237,7 +188,7 @@ def _idle(cases: Iterable[Line]) -> str:
 def _breakdowns(cases: Iterable[Line]) -> str:
     parts = []
     for line in cases:
-        if line["group"] != "breakdown" or _reason(line):
+        if line["group"] != "breakdown" or reason(line):
             continue
         total_ms = line["cpu_ms"]
         rows = [
@@ -261,6 +212,62 @@ def _breakdowns(cases: Iterable[Line]) -> str:
     return "\n\n".join(parts)
 
 
+def _codecs(cases: Iterable[Line]) -> str:
+    parts = []
+    for line in cases:
+        if line["group"] != "codecs" or reason(line):
+            continue
+        rows = [
+            [
+                row["name"],
+                *(_rate(row[f"{what}_mb_s"]) for what in ("encode", "open", "decode")),
+                f"{row['bytes']:,}",
+                f"{row['ratio']:.4g}",
+                f"{row['error']:.3g}",
+                *(f"{size}" for size in row["small_bytes"].values()),
+            ]
+            for row in line["rows"]
+        ]
+        small = [f"{size} values, bytes" for size in line["rows"][0]["small_bytes"]]
+        parts.append(f"### {line['case']}")
+        parts.append(
+            f"{line['values']:,} values in {line['tensors']} tensors, {line['repeats']} rounds; the process had"
+            f" {100 * line['core_share']:.0f} % of its core."
+        )
+        parts.append(_table(["", "encode", "open", "decode", "bytes", "ratio", "error", *small], rows))
+    return "\n\n".join(parts)
+
+
+def _rate(mb_s: Mapping[str, float]) -> str:
+    return "a view" if mb_s["median"] > VIEW_MB_S else _spread(mb_s, ".0f")
+
+
+def _spread(found: Mapping[str, float], form: str) -> str:
+    return f"{found['median']:{form}} ({found['min']:{form}} to {found['max']:{form}})"
+
+
+def _folding(cases: Iterable[Line]) -> str:
+    parts = []
+    for line in cases:
+        if line["group"] != "folding" or reason(line):
+            continue
+        rows = [
+            [
+                row["name"],
+                f"{row['frame_bytes']:,}",
+                _spread(row["parts_s"], ".3g"),
+                _spread(row["dense_s"], ".3g"),
+                f"{row['dense_s']['median'] / row['parts_s']['median']:.2g}×",
+                f"{row['parts_mib']:.1f}",
+                f"{row['dense_mib']:.1f}",
+            ]
+            for row in line["rows"]
+        ]
+        header = ["", "bytes of a frame", "parts, s", "dense, s", "ratio", "parts, MiB", "dense, MiB"]
+        parts += [FOLDING.format(**line), _table(header, rows)]
+    return "\n\n".join(parts)
+
+
 def _measured(row: str) -> str:
     match row:
         case "wire":
@@ -280,18 +287,13 @@ def _commands(cases: Iterable[Line]) -> str:
 def _seconds(line: Line | None) -> str:
     if line is None:
         return "–"
-    return _reason(line) or f"{line['median_s']:.3g} ({line['min_s']:.3g} to {line['max_s']:.3g})"
+    return reason(line) or f"{line['median_s']:.3g} ({line['min_s']:.3g} to {line['max_s']:.3g})"
 
 
 def _ratio(theirs: Line | None, ours: Line) -> str:
-    if theirs is None or _reason(theirs) or _reason(ours):
+    if theirs is None or reason(theirs) or reason(ours):
         return ""
     return f"{theirs['median_s'] / ours['median_s']:.2g}×"
-
-
-def _reason(line: Line) -> str:
-    """Return why a case has no figures; empty if it has."""
-    return next((f"{why}: {line[why]}" for why in ("skipped", "failed") if why in line), "")
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

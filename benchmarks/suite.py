@@ -2,6 +2,9 @@
 
 Writes one JSON object a line: first the machine, then a case each, with the command that measured it. A case that fails
 is a line too, and makes the exit status 1; one that needs more memory than is free is skipped and says so.
+
+With `--group codecs folding` only these are measured. Their lines take the place of those that the file has of them,
+behind a line for the machine as it is now; those of other groups stay with theirs.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -76,7 +80,12 @@ CASES: Final = (
     Case("idle", "5000 clients", "benchmarks.idle --clients 5000", 5),
     Case("breakdown", "64 KiB × 16", "benchmarks.breakdown --model-kib 64 --clients 16 --rounds 100", 3),
     Case("breakdown", "128 MiB × 4", "benchmarks.breakdown --model-kib 131072 --clients 4 --rounds 6", 5),
+    Case("codecs", "Gaussian", "benchmarks.codecs --draw gaussian", 2),
+    Case("codecs", "Student t, FedZip", "benchmarks.codecs --draw student-t --only FedZip", 2),
+    Case("folding", "16 updates", "benchmarks.folding", 2),
 )
+PEERS: Final = frozenset({"legacy", "runtime"})
+"""Groups that need Flower."""
 
 
 def run(case: Case) -> dict[str, Any]:
@@ -97,23 +106,40 @@ def run(case: Case) -> dict[str, Any]:
     return {**line, **json.loads(done.stdout)}
 
 
+def without(lines: Iterable[dict[str, Any]], groups: Collection[str]) -> list[dict[str, Any]]:
+    """Return the lines of other groups, each behind the machine on which it was measured."""
+    kept: list[dict[str, Any]] = []
+    for line in lines:
+        if line["group"] == "machine" and kept and kept[-1]["group"] == "machine":
+            kept.pop()
+        if line["group"] not in groups:
+            kept.append(line)
+    return kept[:-1] if kept and kept[-1]["group"] == "machine" else kept
+
+
 def main() -> None:
     """Read the options and run the cases."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file of results, overwritten")
-    parser.add_argument("--only", nargs="+", metavar="GROUP", choices=sorted({case.group for case in CASES}))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file of results; lines of what is measured go")
+    groups = sorted({case.group for case in CASES})
+    parser.add_argument("--group", nargs="+", choices=groups, default=groups, help="measure these only")
     options = parser.parse_args()
-    chosen = [case for case in CASES if options.only is None or case.group in options.only]
-    install()
+    chosen = [case for case in CASES if case.group in options.group]
+    about: dict[str, Any] = {"group": "machine", **machine.describe()}
+    if not PEERS.isdisjoint(options.group):
+        install()
+        about["flower"] = flower.version()
+    old = options.out.read_text(encoding="utf-8").splitlines() if options.out.exists() else []
+    kept = without(map(json.loads, old), options.group)
     is_failed = False
     with options.out.open("w", encoding="utf-8") as file:
-        about = {"group": "machine", **machine.describe(), "flower": flower.version()}
-        file.write(json.dumps(about, ensure_ascii=False) + "\n")
+        for line in (*kept, about):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
         for case in chosen:
-            line = json.dumps(found := run(case), ensure_ascii=False)
+            found = run(case)
             is_failed = is_failed or "failed" in found
             for stream in (file, sys.stdout):
-                stream.write(line + "\n")
+                stream.write(json.dumps(found, ensure_ascii=False) + "\n")
                 stream.flush()
     sys.exit(is_failed)
 

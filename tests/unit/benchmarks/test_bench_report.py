@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.codecs import CHAINS
 from benchmarks.rounds import times
-from benchmarks.suite import CASES, HERE, RESULTS
+from benchmarks.suite import CASES, HERE, RESULTS, without
+from benchmarks.targets import TARGETS
 
 MACHINE: dict[str, Any] = {
     "group": "machine",
@@ -72,6 +74,39 @@ def test_peers_stand_beside_ours_with_their_ratio_or_the_reason_for_none() -> No
     assert "skipped: needs about 3 GiB" in found
 
 
+def test_a_group_measured_later_takes_the_place_of_its_lines_and_no_others() -> None:
+    later = {**MACHINE, "commit": "def"}
+    ours, idle, load = ({"group": group, "case": "c"} for group in ("ours", "idle", "load"))
+    assert without([MACHINE, ours, idle, later, load], {"load"}) == [MACHINE, ours, idle]
+    assert without([MACHINE, ours, later, load], {"ours"}) == [later, load]
+    assert without([MACHINE, ours, later, load], {"idle"}) == [MACHINE, ours, later, load]
+    assert without([MACHINE, ours, idle], {"ours", "idle"}) == []
+
+
+def test_each_run_has_its_machine_in_a_column() -> None:
+    later = {**MACHINE, "commit": "def"}
+    del later["flower"]
+    codecs = {"group": "codecs", "case": "Gaussian", "failed": "it did", "command": "c", "load_before": 3.5}
+    text = report.render([MACHINE, {"group": "ours", "case": "1 MiB × 4", "median_s": 0.05, **COST}, later, codecs], "")
+    assert "|  | ours | codecs |" in text
+    assert "Flower 1;" in text
+    versions = row(text, "versions")
+    assert versions.index("commit abc") < versions.index("commit def")
+    assert row(text, "load average before the cases").endswith("| 0.5 to 0.5 | 3.5 to 3.5 |")
+    assert row(text, "int8, encode: MB/s of float32 on one core").endswith("| failed: it did |")
+
+
+def test_a_speed_is_held_to_its_median() -> None:
+    rate = {"median": 200, "min": 1, "max": 9000}
+    figures = {"bytes": 1, "ratio": 4, "error": 0.25, "small_bytes": {"10": 17}}
+    rates = {"encode_mb_s": rate, "open_mb_s": {**rate, "median": 1e6}, "decode_mb_s": rate}
+    line = {"group": "codecs", "case": "Gaussian", "values": 1, "tensors": 1, "repeats": 1, "core_share": 1.0}
+    line |= {"rows": [{"name": name, **figures, **rates} for name in CHAINS], "command": "c", "load_before": 0.0}
+    text = report.render([MACHINE, line], "")
+    assert "**missed**: 0.50 times the target" in row(text, "int8, encode: MB/s of float32 on one core")
+    assert row(text, "int8 | 200 (1 to 9000)").endswith("| a view | 200 (1 to 9000) | 1 | 4 | 0.25 | 17 |")
+
+
 def test_memory_must_not_grow_with_clients() -> None:
     lines: list[dict[str, Any]] = [MACHINE]
     for clients, peak_mib in ((4, 400.0), (16, 440.0)):
@@ -92,7 +127,7 @@ def test_the_first_round_is_not_timed() -> None:
 
 def test_every_target_names_a_case_of_the_suite() -> None:
     cases = {(case.group, case.name) for case in CASES}
-    assert [target.text for target in report.TARGETS if (target.group, target.case) not in cases] == []
+    assert [target.text for target in TARGETS if (target.group, target.case) not in cases] == []
 
 
 def test_every_file_is_in_the_readme() -> None:
