@@ -2,7 +2,7 @@
 
 An update of D values goes through at most five steps, each a stage of its own kind, in this order:
 
-    values ──select──▶ values at some positions ──quantise──▶ codes ──┬─ position coding ─┐
+    values ──clip, noise──▶ values ──select──▶ values at some positions ──quantise──▶ codes ──┬─ position coding ─┐
                                                                       └─ symbol coding ───┴──▶ bytes ──compress──▶ bytes
 
 What a job leaves out is done in the plainest way: every position, float32, positions and codes of fixed width, no
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 from fedcodec.reader import Reader
+from fedcore.draws import Draws
 from fedcore.layout import Vector
 
 BLOCK_VALUES: Final = 1 << 18
@@ -32,8 +33,8 @@ Codes = npt.NDArray[Any]
 Positions = npt.NDArray[np.int64]
 """Ascending, each once, from 0 to D − 1."""
 
-Kind = Literal["split", "select", "quantise", "positions", "symbols", "compress"]
-KINDS: Final[tuple[Kind, ...]] = ("split", "select", "quantise", "positions", "symbols", "compress")
+Kind = Literal["clip", "noise", "split", "select", "quantise", "positions", "symbols", "compress"]
+KINDS: Final[tuple[Kind, ...]] = ("clip", "noise", "split", "select", "quantise", "positions", "symbols", "compress")
 """In the order in which an encoder applies them."""
 
 
@@ -54,6 +55,7 @@ class Traits:
         changes_sensitivity: ‖C(x)‖ may exceed ‖x‖, or C is not a function of one client's x alone, so a
             privacy mechanism that clipped before this codec must have added its noise before it too.
         private_draws: what it hides it hides by what it draws, so nobody else may be able to draw the same.
+        votes: it decodes to ranks, which only a rule that counts votes may add.
     """
 
     lossless: bool = False
@@ -62,6 +64,7 @@ class Traits:
     integer_sum: bool = False
     changes_sensitivity: bool = False
     private_draws: bool = False
+    votes: bool = False
 
 
 LOSSLESS: Final = Traits(lossless=True, unbiased=True, contraction=True)
@@ -104,6 +107,14 @@ class Stage(Protocol):
         ...
 
 
+class Transform(Stage, Protocol):
+    """Changes a vector as a whole, before the others; decoding does not undo it."""
+
+    def apply(self, values_D: Vector, rng: Draws) -> Vector:
+        """Return what is encoded instead of D ≥ 1 values, which are not changed."""
+        ...
+
+
 class Selected(NamedTuple):
     """What a selector keeps; `values_n` are those at `positions_n`, perhaps scaled."""
 
@@ -119,7 +130,7 @@ class Selector(Stage, Protocol):
     note_bytes: ClassVar[int]
     """Length of `Selected.note`; 0 if positions are sent."""
 
-    def select(self, values_D: Vector, rng: np.random.Generator) -> Selected:
+    def select(self, values_D: Vector, rng: Draws) -> Selected:
         """Return what is kept of D ≥ 1 values, which are not changed."""
         ...
 
@@ -170,12 +181,14 @@ class Quantiser(Stage, Protocol):
     """Whether some codes are not sent, see `Coded.keep_n`."""
     may_send_as_is: ClassVar[bool]
     """Whether a tensor that gets longer by it may be sent as float32: not if codes hide something."""
+    streams: ClassVar[bool]
+    """Whether codes may be decoded in several calls, from the first on; else all of a tensor's are in one."""
 
     def num_codes(self, num_values: int) -> int:
         """Return how many different codes there are for so many values: they are 0 to that − 1."""
         ...
 
-    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
+    def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         """Return n ≥ 0 values as codes, in the smallest unsigned type that holds `num_codes(n) − 1`.
 
         Args:

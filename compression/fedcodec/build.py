@@ -15,6 +15,8 @@ from fedcodec.table import CODECS
 from fedcore.errors import InvalidInput
 
 WORDS: Final = {
+    "clip": "bounds the norm",
+    "noise": "adds noise",
     "split": "cuts the vector into tensors",
     "select": "selects values",
     "quantise": "turns values into codes",
@@ -53,6 +55,7 @@ def build_pipeline(stages: Sequence[Mapping[str, JsonValue]]) -> Pipeline:
         quantise=found.get("quantise", Raw()),
         positions=found.get("positions", FixedPositions()),
         symbols=found.get("symbols", FixedSymbols()),
+        transforms=tuple(found[kind] for kind in ("clip", "noise") if kind in found),
         select=found.get("select"),
         compress=found.get("compress"),
         by_tensor="split" in found,
@@ -63,6 +66,13 @@ def build_pipeline(stages: Sequence[Mapping[str, JsonValue]]) -> Pipeline:
 
 def _check(pipeline: Pipeline, found: Mapping[str, Stage]) -> None:
     select, quantise = pipeline.select, pipeline.quantise
+    if "noise" in found and "clip" not in found:
+        raise InvalidInput(f"{found['noise'].name} hides no more than the norm allows: put clip before it")
+    if select is not None and not select.note_bytes and quantise.traits.private_draws:
+        raise InvalidInput(
+            f"{quantise.name} hides values, but {select.name} before it sends where the large ones are; rand-k sends"
+            " nothing of that kind"
+        )
     if select is not None and select.note_bytes and quantise.drops:
         raise InvalidInput(
             f"{quantise.name} leaves values out, which it cannot after {select.name}, whose positions are not sent"

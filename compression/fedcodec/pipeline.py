@@ -12,9 +12,20 @@ from typing import Final
 import numpy as np
 from pydantic import JsonValue
 
-from fedcodec.base import BLOCK_VALUES, Compressor, PositionCoder, Quantiser, Selector, Stage, SymbolCoder, Traits
+from fedcodec.base import (
+    BLOCK_VALUES,
+    Compressor,
+    PositionCoder,
+    Quantiser,
+    Selector,
+    Stage,
+    SymbolCoder,
+    Traits,
+    Transform,
+)
 from fedcodec.frame import open_frame, pack_header
 from fedcodec.reader import Reader, varint
+from fedcore.draws import Draws
 from fedcore.errors import FrameError
 from fedcore.layout import Vector
 from fedcore.part import Part
@@ -37,6 +48,7 @@ class Pipeline:
         quantise: float32 unless the job names another.
         positions: how positions are written, where they are.
         symbols: how codes are written.
+        transforms: what is done to the whole vector first.
         select: what is kept; None: all.
         compress: what makes the payload shorter in the end; None: nothing.
         by_tensor: whether each tensor goes through the stages by itself.
@@ -46,6 +58,7 @@ class Pipeline:
     quantise: Quantiser
     positions: PositionCoder
     symbols: SymbolCoder
+    transforms: tuple[Transform, ...] = ()
     select: Selector | None = None
     compress: Compressor | None = None
     by_tensor: bool = False
@@ -66,6 +79,7 @@ class Pipeline:
             integer_sum=self.quantise.traits.integer_sum,
             changes_sensitivity=any(each.changes_sensitivity for each in traits),
             private_draws=any(each.private_draws for each in traits),
+            votes=self.quantise.traits.votes,
         )
 
     @property
@@ -76,7 +90,8 @@ class Pipeline:
     @property
     def streams(self) -> bool:
         """Whether decoding needs memory for one block only, beyond the frame."""
-        return self.symbols.streams and not (self.is_sparse or self.select or self.by_tensor or self.compress)
+        streams = self.quantise.streams and self.symbols.streams
+        return streams and not (self.is_sparse or self.select or self.by_tensor or self.compress)
 
     def as_json(self) -> list[dict[str, JsonValue]]:
         """Return the stages with every parameter, defaults included; `build_pipeline` takes them back."""
@@ -84,11 +99,11 @@ class Pipeline:
 
     # Encoding.
 
-    def encode(self, values_D: Vector, rng: np.random.Generator, sizes: Sizes | None = None) -> bytes:
+    def encode(self, values_D: Vector, rng: Draws, sizes: Sizes | None = None) -> bytes:
         """Return a whole frame; raises like `parts`."""
         return b"".join(self.parts(values_D, rng, sizes))
 
-    def parts(self, values_D: Vector, rng: np.random.Generator, sizes: Sizes | None = None) -> list[bytes | memoryview]:
+    def parts(self, values_D: Vector, rng: Draws, sizes: Sizes | None = None) -> list[bytes | memoryview]:
         """Return a whole frame in pieces, the header first, for who would rather not hold it twice.
 
         Args:
@@ -103,6 +118,8 @@ class Pipeline:
         num_values = _total(sizes)
         if values_D.ndim != 1 or values_D.dtype != np.float32 or values_D.size != num_values or num_values < 1:
             raise ValueError(f"{values_D.dtype} of shape {values_D.shape}, expected {num_values} float32, at least 1")
+        for transform in self.transforms:
+            values_D = transform.apply(values_D, rng)
         payload: list[bytes | memoryview] = []
         start = 0
         for size in self._segments(sizes):
@@ -117,13 +134,13 @@ class Pipeline:
             return [size for size in sizes if size]
         return [_total(sizes)]
 
-    def _encode_tensor(self, values_D: Vector, rng: np.random.Generator) -> list[bytes | memoryview]:
+    def _encode_tensor(self, values_D: Vector, rng: Draws) -> list[bytes | memoryview]:
         coded = self._encode(values_D, rng)
         if self.quantise.may_send_as_is and sum(map(len, coded)) > values_D.nbytes:
             return [bytes([AS_IS]), values_D.astype("<f4", copy=False).data.cast("B")]
         return [bytes([CODED]), *coded]
 
-    def _encode(self, values_D: Vector, rng: np.random.Generator) -> list[bytes | memoryview]:
+    def _encode(self, values_D: Vector, rng: Draws) -> list[bytes | memoryview]:
         """Return note, count, table, positions, codes: those of them that there are."""
         found: list[bytes | memoryview] = []
         positions_n, values_n = None, values_D
@@ -241,6 +258,8 @@ class Pipeline:
         table = self.quantise.read_table(reader, size)
         num_codes = self.quantise.num_codes(size)
         codes_D = None if self.symbols.streams else self.symbols.decode(reader, size, num_codes)
+        if not self.quantise.streams:
+            block_values = size
         for at in range(0, size, block_values):
             count = min(block_values, size - at)
             codes = self.symbols.decode(reader, count, num_codes) if codes_D is None else codes_D[at : at + count]

@@ -17,6 +17,7 @@ from pydantic import Field
 from fedagg.optimizers.none import NoOptimizer
 from fedcodec.base import Coded
 from fedcodec.quantisers.floats import Raw
+from fedcore.draws import Draws
 from fedcore.layout import Vector
 
 ENTRY_POINTS = """\
@@ -50,7 +51,7 @@ class GatedCodec(Raw):
     wire_id: ClassVar[int] = 40_000
     gate: int = Field(ge=1, le=65535)
 
-    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
+    def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         wait_at(self.gate)
         return super().encode(values_n, num_zeros, rng)
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from fedcodec import CODECS, Pipeline, build_pipeline
 
-NEEDS: Final = {"positions": ["top-k"]}
+NEEDS: Final = {"positions": ["top-k"], "noise": ["clip"]}
 """By kind: stages without which one of it makes no sense."""
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fedcodec.base import LOSSLESS, Coded, Codes, Decoded, Kind, Traits
 from fedcodec.reader import Reader
+from fedcore.draws import Draws
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
 
@@ -26,6 +27,7 @@ class _Floats(Plugin):
     kind: ClassVar[Kind] = "quantise"
     drops: ClassVar[bool] = False
     may_send_as_is: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
     bits: ClassVar[int]
 
     def num_codes(self, num_values: int) -> int:
@@ -52,7 +54,7 @@ class Raw(_Floats):
     traits: ClassVar[Traits] = LOSSLESS
     bits: ClassVar[int] = 32
 
-    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
+    def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         """See `Quantiser.encode`; draws nothing."""
         return Coded(values_n.view(np.uint32), b"")
 
@@ -75,7 +77,7 @@ class Bf16(_Floats):
     traits: ClassVar[Traits] = Traits(contraction=True, changes_sensitivity=True)
     bits: ClassVar[int] = 16
 
-    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
+    def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         """See `Quantiser.encode`; draws nothing."""
         return Coded(round_to_bf16(values_n), b"")
 
@@ -93,7 +95,7 @@ class Fp16(_Floats):
     traits: ClassVar[Traits] = Traits(changes_sensitivity=True)  # tiny values vanish, so it is no contraction
     bits: ClassVar[int] = 16
 
-    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
+    def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         """See `Quantiser.encode`; draws nothing. A NaN becomes 0x7E00."""
         with np.errstate(over="ignore", under="ignore"):
             halves_n = values_n.astype(np.float16).view(np.uint16)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from fedcodec.base import Coded, Codes, Decoded, Kind, Traits, code_type
 from fedcodec.reader import Reader
+from fedcore.draws import Draws
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
 
@@ -41,6 +42,7 @@ class Rqm(Plugin):
     traits: ClassVar[Traits] = Traits(unbiased=True, integer_sum=True, changes_sensitivity=True, private_draws=True)
     drops: ClassVar[bool] = False
     may_send_as_is: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
 
     levels: Annotated[int, Field(ge=2, le=1 << 16, description="How many levels there are.")] = 16
     keep: Annotated[float, Field(gt=0, lt=1, description="Probability with which an inner level is kept.")] = 0.42
@@ -60,7 +62,7 @@ class Rqm(Plugin):
         """See `Quantiser.num_codes`."""
         return self.levels
 
-    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
+    def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         """See `Quantiser.encode`; draws three numbers a value, see docs/wire-format.md. NaN is taken for 0."""
         codes_n = np.empty(values_n.size, dtype=code_type(self.levels))
         for start in range(0, values_n.size, CHUNK_VALUES):
@@ -85,7 +87,7 @@ class Rqm(Plugin):
         """See `Quantiser.rest`."""
         return 0.0
 
-    def _draw(self, values: Vector, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    def _draw(self, values: Vector, rng: Draws) -> npt.NDArray[np.float64]:
         at = place(np.nan_to_num(values.astype(np.float64), copy=False), self.levels, self.clip, self.extension)
         below = np.minimum(np.floor(at), self.levels - 2)
         # The levels passed on the way to a kept one are geometric: the whole part of an exponential draw.

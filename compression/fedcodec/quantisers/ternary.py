@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedcodec.base import Coded, Codes, Decoded, Kind, Traits, TraitsByParameters
 from fedcodec.reader import Reader
+from fedcore.draws import Draws
 from fedcore.errors import FrameError
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
@@ -22,6 +23,7 @@ class _Signs(Plugin):
 
     kind: ClassVar[Kind] = "quantise"
     drops: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
 
     def num_codes(self, num_values: int) -> int:
         """See `Quantiser.num_codes`."""
@@ -63,7 +65,7 @@ class Ternary(_Signs):
         Field(gt=0, le=1000, description="Scale in standard deviations; without it the scale is the mean magnitude."),
     ] = None
 
-    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
+    def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         """See `Quantiser.encode`; draws nothing."""
         scale = mean_magnitude(values_n) if self.alpha is None else self.alpha * deviation(values_n, num_zeros)
         return _coded(values_n, scale)
@@ -97,7 +99,7 @@ class Sign(_Signs):
         Field(description='What a sign is worth, 1e-30 to 1e30; "mean": the mean magnitude, which is sent.'),
     ] = 1.0
 
-    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
+    def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         """See `Quantiser.encode`; draws nothing."""
         if self.scale != "mean":
             return Coded((values_n < 0).view(np.uint8), b"")

@@ -13,6 +13,7 @@ from pydantic import Field
 from fedcodec.base import Coded, Codes, Decoded, Kind, Traits
 from fedcodec.quantisers.floats import CHUNK_VALUES
 from fedcodec.reader import Reader
+from fedcore.draws import Draws
 from fedcore.errors import FrameError
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
@@ -34,6 +35,7 @@ class _Uniform(Plugin):
     kind: ClassVar[Kind] = "quantise"
     drops: ClassVar[bool] = False
     may_send_as_is: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
     levels: ClassVar[int]
     block: int
 
@@ -41,7 +43,7 @@ class _Uniform(Plugin):
         """See `Quantiser.num_codes`."""
         return 2 * self.levels + 1
 
-    def encode(self, values_n: Vector, num_zeros: int, rng: np.random.Generator) -> Coded:
+    def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         """See `Quantiser.encode`; draws one float32 for each value, in order."""
         codes_n = np.empty(values_n.size, dtype=np.uint8)
         scales = np.empty(self._num_blocks(values_n.size), dtype="<f4")

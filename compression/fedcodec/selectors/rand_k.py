@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedcodec.base import Kind, Positions, Selected, Traits
+from fedcore.draws import Draws
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
 
@@ -39,9 +40,9 @@ class RandK(Plugin):
         """See `Selector.max_selected`; never fewer."""
         return min(num_values, math.ceil(self.fraction * num_values))
 
-    def select(self, values_D: Vector, rng: np.random.Generator) -> Selected:
+    def select(self, values_D: Vector, rng: Draws) -> Selected:
         """See `Selector.select`; draws the seed."""
-        note = int(rng.integers(0, _WORD, dtype=np.uint64, endpoint=True)).to_bytes(8, "little")
+        note = rng.bytes(8)
         positions_n = self.positions(note, values_D.size)
         scale = np.float64(values_D.size / positions_n.size)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedcodec.base import Kind, Positions, Selected, Traits
 from fedcodec.selectors.top_k import at_least
+from fedcore.draws import Draws
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
 
@@ -33,7 +34,7 @@ class Threshold(Plugin):
         """See `Selector.max_selected`."""
         return num_values
 
-    def select(self, values_D: Vector, rng: np.random.Generator) -> Selected:
+    def select(self, values_D: Vector, rng: Draws) -> Selected:
         """See `Selector.select`; draws nothing."""
         positions_n = at_least(np.ascontiguousarray(values_D), self._bits())
         return Selected(positions_n, values_D[positions_n], b"")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedcodec.base import Kind, Positions, Selected, Traits
+from fedcore.draws import Draws
 from fedcore.layout import Vector
 from fedcore.plugin import Plugin
 
@@ -43,7 +44,7 @@ class TopK(Plugin):
         """See `Selector.max_selected`."""
         return min(num_values, math.ceil(self.fraction * num_values))
 
-    def select(self, values_D: Vector, rng: np.random.Generator) -> Selected:
+    def select(self, values_D: Vector, rng: Draws) -> Selected:
         """See `Selector.select`; draws nothing."""
         positions_n = largest(np.ascontiguousarray(values_D), self.max_selected(values_D.size))
         return Selected(positions_n, values_D[positions_n], b"")
