@@ -78,7 +78,7 @@ export class Pipeline {
   maxBytes(size) {
     const most = this.select ? this.select.counts(size)[1] : size;
     const note = this.sendsPositions ? 6 + this.positions.maxBytes(most, size) : (this.select?.noteBytes ?? 0);
-    const codes = this.symbols.maxBytes(most, this.quantise.numCodes);
+    const codes = this.symbols.maxBytes(most, this.quantise.numCodes(most));
     const segment = note + this.quantise.tableBytes(most) + codes;
     return this.split ? 1 + Math.max(segment, 4 * size) : segment;
   }
@@ -109,8 +109,9 @@ export class Pipeline {
       check(positions.every((p, i) => i === 0 || positions[i - 1] < p), 'positions do not ascend');
       check(n === 0 || positions[n - 1] < D, `position ${positions[n - 1]} of ${D} values`);
     }
-    const codes = this.symbols.read(reader, n, this.quantise.numCodes);
-    check(codes.every((code) => code < this.quantise.numCodes), `a code is not below ${this.quantise.numCodes}`);
+    const numCodes = this.quantise.numCodes(n);
+    const codes = this.symbols.read(reader, n, numCodes);
+    check(codes.every((code) => code < numCodes), `a code is not below ${numCodes}`);
     values.fill(table.rest ?? 0);
     codes.forEach((code, i) => (values[positions ? positions[i] : i] = table.bits(code, i)));
   }

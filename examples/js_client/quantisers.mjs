@@ -1,8 +1,9 @@
 // From codes to values. See "Quantising stages" in docs/wire-format.md.
 //
-// A quantiser has `numCodes`, `tableBytes(n)` and `open(reader, n)`, which reads the table of n values and returns
+// A quantiser has `numCodes(n)`, `tableBytes(n)` and `open(reader, n)`, which reads the table of n values and returns
 // `bits(code, i)`, the binary32 pattern of the i-th value. One that `drops` values returns `rest` too, the pattern of
-// those that are not sent. Patterns and not numbers, since storing a number may change the payload of a NaN.
+// those that are not sent. One that is `neverAsItIs` writes each tensor after `per-tensor` as a segment. Patterns and
+// not numbers, since storing a number may change the payload of a NaN.
 
 import { check } from './reader.mjs';
 
@@ -25,7 +26,7 @@ const isFinite32 = (bits) => (bits & 0x7f800000) !== 0x7f800000;
 
 /** Read the pattern of a scale: finite and neither negative nor -0, or the one NaN. */
 function readScale(reader) {
-  const bits = reader.u32();
+  const bits = reader.number(4);
   check(bits < 0x7f800000 || bits === NAN, `${bits.toString(16)} is not a scale`);
   return bits;
 }
@@ -34,7 +35,7 @@ function readScale(reader) {
 const isFlat = (scale) => scale === 0 || scale === NAN;
 
 /** One whose code is a pattern or a level, whatever the other values are. */
-const withoutTable = (numCodes, bits) => ({ numCodes, tableBytes: () => 0, open: () => ({ bits }) });
+const withoutTable = (numCodes, bits) => ({ numCodes: () => numCodes, tableBytes: () => 0, open: () => ({ bits }) });
 
 function fp16(code) {
   const sign = code & 0x8000 ? -1 : 1;
@@ -46,7 +47,7 @@ function fp16(code) {
 
 /** Read `clusters` centroids, of which the last one is that of the values that are not sent. */
 function readCentroids(reader, clusters, n) {
-  const table = Array.from({ length: clusters }, () => reader.u32());
+  const table = Array.from({ length: clusters }, () => reader.number(4));
   const sent = table.slice(0, -1);
   if (table.every((bits) => bits === NAN)) {
     check(n === 0, `${n} values are sent where none is finite`);
@@ -65,7 +66,7 @@ function readCentroids(reader, clusters, n) {
 function kmeans({ clusters = 3 }) {
   return {
     drops: true,
-    numCodes: clusters - 1,
+    numCodes: () => clusters - 1,
     tableBytes: () => 4 * clusters,
     open: (reader, n) => readCentroids(reader, clusters, n),
   };
@@ -74,7 +75,7 @@ function kmeans({ clusters = 3 }) {
 function kmeansAuto({ max_clusters: most = 16 }) {
   return {
     drops: true,
-    numCodes: most - 1,
+    numCodes: () => most - 1,
     tableBytes: () => 1 + 4 * most,
     open(reader, n) {
       const clusters = reader.byte() + 1;
@@ -88,7 +89,7 @@ function kmeansAuto({ max_clusters: most = 16 }) {
 
 /** A scale for each block, and levels from -L to L. */
 const blocks = (L) => ({ block = 256 }) => ({
-  numCodes: 2 * L + 1,
+  numCodes: () => 2 * L + 1,
   tableBytes: (n) => 4 * Math.ceil(n / block),
   open(reader, n) {
     check(4 * Math.ceil(n / block) <= reader.left, `the frame ends too early for the scales of ${n} values`);
@@ -105,7 +106,7 @@ const blocks = (L) => ({ block = 256 }) => ({
 
 /** Plus or minus a scale, which is that of the job or else is sent. */
 const signs = (fixed) => ({
-  numCodes: 2,
+  numCodes: () => 2,
   tableBytes: () => (fixed === undefined ? 4 : 0),
   open(reader) {
     const scale = fixed === undefined ? readScale(reader) : bitsOf(fixed);
@@ -122,16 +123,40 @@ function rqm({ levels = 16, clip = 1, extension = 1 }) {
   return withoutTable(levels, (code) => bitsOf(((clip + extension) * (2 * code - (levels - 1))) / (levels - 1)));
 }
 
+const MAX_RANKS = 2 ** 24;
+
+function ranks() {
+  return {
+    neverAsItIs: true,
+    numCodes: (n) => Math.max(n, 1),
+    tableBytes: () => 1,
+    open(reader, n) {
+      check(n <= MAX_RANKS, `${n} ranks, at most ${MAX_RANKS} are possible`);
+      const byte = reader.byte();
+      check(byte === 0 || (byte === 1 && n > 0), `${byte} before ${n} ranks`);
+      const seen = new Uint8Array(n);
+      return {
+        bits(code) {
+          check(byte === 1 ? code === 0 : !seen[code], `rank ${code} where it cannot be`);
+          seen[code] = 1;
+          return byte === 1 ? NAN : bitsOf(code + 1);
+        },
+      };
+    },
+  };
+}
+
 export const QUANTISERS = {
   raw: { id: 1, make: () => withoutTable(2 ** 32, (code) => code) },
   bf16: { id: 2, make: () => withoutTable(2 ** 16, (code) => (code << 16) >>> 0) },
   fp16: { id: 3, make: () => withoutTable(2 ** 16, fp16) },
   kmeans: { id: 31, make: kmeans },
-  'kmeans-auto': { id: 38, make: kmeansAuto },
   int8: { id: 32, make: blocks(127) },
   int4: { id: 33, make: blocks(7) },
   int2: { id: 34, make: blocks(1) },
   ternary: { id: 35, make: () => signs() },
   sign: { id: 36, make: ({ scale = 1 }) => ({ ...signs(scale === 'mean' ? undefined : scale), neverAsItIs: true }) },
   rqm: { id: 37, make: rqm },
+  'kmeans-auto': { id: 38, make: kmeansAuto },
+  ranks: { id: 39, make: ranks },
 };

@@ -30,9 +30,9 @@ export class Reader {
     return this.take(1)[0];
   }
 
-  /** An unsigned number of up to 32 bits. */
-  u32() {
-    return this.take(4).reduceRight((number, byte) => number * 256 + byte, 0);
+  /** An unsigned number of so many bytes, exact below 2^53. */
+  number(count) {
+    return this.take(count).reduceRight((number, byte) => number * 256 + byte, 0);
   }
 
   /** Up to 42 bits, so within the integers that a double has. */

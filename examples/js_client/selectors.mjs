@@ -20,7 +20,7 @@ export const SELECTORS = {
       counts: (D) => [kept(fraction, D), kept(fraction, D)],
       noteBytes: 8,
       positions(reader, D) {
-        const seed = BigInt(reader.u32()) + (BigInt(reader.u32()) << 32n);
+        const seed = BigInt(reader.number(4)) + (BigInt(reader.number(4)) << 32n);
         const hashes = BigUint64Array.from({ length: D }, (_, i) => splitmix64(seed + BigInt(i)));
         const largest = hashes.slice().sort()[kept(fraction, D) - 1]; // all hashes are different
         return Uint32Array.from(hashes.keys()).filter((i) => hashes[i] <= largest);

@@ -177,7 +177,7 @@ function readLiterals(reader, memory, maxBlock) {
   const first = reader.byte();
   const type = first & 3;
   const format = (first >> 2) & 3;
-  const more = (count) => reader.take(count).reduceRight((number, byte) => number * 256 + byte, 0) * 256 + first;
+  const more = (count) => reader.number(count) * 256 + first;
   const checked = (size) => {
     check(size <= maxBlock, `zstd: ${size} literals, at most ${maxBlock} are possible`);
     return size;
@@ -197,11 +197,10 @@ function readLiterals(reader, memory, maxBlock) {
     return literals;
   }
   check(literals.length >= 6, `zstd: ${literals.length} literals in four streams`);
-  const jumps = body.take(6);
+  const streams = [2, 2, 2].map((count) => body.number(count));
   const quarter = Math.ceil(literals.length / 4);
   for (let i = 0; i < 4; i++) {
-    const size = i < 3 ? jumps[2 * i] + 256 * jumps[2 * i + 1] : body.left;
-    readWords(memory.tree, body.take(size), literals.subarray(i * quarter, i < 3 ? (i + 1) * quarter : undefined));
+    readWords(memory.tree, body.take(streams[i] ?? body.left), literals.subarray(i * quarter, i < 3 ? (i + 1) * quarter : undefined));
   }
   return literals;
 }
@@ -271,7 +270,7 @@ function readCompressedBlock(reader, memory, out, window, maxBlock) {
   };
 
   let count = reader.byte();
-  if (count === 255) count = reader.byte() + 256 * reader.byte() + 0x7f00;
+  if (count === 255) count = reader.number(2) + 0x7f00;
   else if (count > 127) count = (count - 128) * 256 + reader.byte();
   if (count === 0) {
     reader.end();
@@ -302,15 +301,14 @@ function readCompressedBlock(reader, memory, out, window, maxBlock) {
 
 /** Read the header, return window and content size. */
 function readHeader(reader) {
-  check(reader.u32() === 0xfd2fb528, 'zstd: not a frame');
+  check(reader.number(4) === 0xfd2fb528, 'zstd: not a frame');
   const flags = reader.byte();
   check((flags & 0x1f) === 0, 'zstd: a checksum, a dictionary, or a reserved or unused bit');
   const single = (flags & 0x20) !== 0;
   const exponent = single ? 0 : reader.byte();
   const form = flags >> 6;
   check(single || form > 0, 'zstd: no content size');
-  const bytes = reader.take([1, 2, 4, 8][form]);
-  const size = bytes.reduceRight((number, byte) => number * 256 + byte, form === 1 ? 256 : 0);
+  const size = reader.number([1, 2, 4, 8][form]) + (form === 1 ? 256 : 0);
   check([0, 256, 65792, 2 ** 32][form] <= size, 'zstd: a content size in more bytes than it takes');
   const window = single ? size : 2 ** (10 + (exponent >> 3)) * (1 + (exponent & 7) / 8);
   check(window <= MAX_WINDOW, `zstd: a window of ${window} bytes, at most ${MAX_WINDOW} are possible`);
@@ -334,7 +332,7 @@ export function decompress(bytes, maxBytes) {
   const out = { bytes: new Uint8Array(size), at: 0 };
   const memory = { tree: undefined, tables: [], recent: [1, 4, 8] };
   for (let last = false; !last; ) {
-    const header = reader.byte() + 256 * reader.byte() + 65536 * reader.byte();
+    const header = reader.number(3);
     const type = (header >> 1) & 3;
     const length = header >> 3;
     last = (header & 1) === 1;
