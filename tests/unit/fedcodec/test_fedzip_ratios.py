@@ -27,6 +27,7 @@ CHAINS: dict[str, Stages] = {
     "fedzip": [{"codec": "top-k", "fraction": 0.2}, {"codec": "kmeans"}, {"codec": "rice"}],
     "fedzip, all values": [{"codec": "kmeans"}, {"codec": "rice"}],
     "fedzip, 256 clusters": [{"codec": "kmeans", "clusters": 256}, {"codec": "rice"}, {"codec": "huffman"}],
+    "fedzip, clusters that pay": [{"codec": "kmeans-auto"}, {"codec": "rice"}, {"codec": "huffman"}],
     "compeft": [{"codec": "top-k", "fraction": 0.1}, {"codec": "ternary"}, {"codec": "rice"}],
     "flasc": [{"codec": "top-k", "fraction": 0.25}, {"codec": "bf16"}, {"codec": "rice"}],
     "top-k of everything": [{"codec": "top-k", "fraction": 1.0}, {"codec": "rice"}],
