@@ -94,8 +94,10 @@ TARGETS: Final = (
     _speed("top-k 1 %", "encode", 300),
     _speed("FedZip at 1 %", "encode", 80),
     _speed("FedZip at 1 %", "open", 400),
+    _speed("FedZip at 1 %", "decode", 400),
     _speed("int8", "encode", 400),
     _speed("int8", "open", 800),
+    _speed("int8", "decode", 800),
     _speed("RQM", "encode", 60),
     _speed("sign", "encode", 800),
 )
