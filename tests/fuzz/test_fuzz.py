@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fedcodec import CODECS
 from tests.fuzz.planted import PLANTED
 from tests.fuzz.run import fuzz
 from tests.fuzz.targets import TARGETS
+from tests.fuzz.wire_targets import PIPELINES
 
 SECONDS = 600
 
@@ -28,6 +30,11 @@ def test_a_planted_bug_is_found_and_told_with_its_input(tmp_path: Path) -> None:
     assert outcome.failure.endswith(f"again: python -m tests.fuzz.run {PLANTED.name} {crash}\n")
     with pytest.raises(AssertionError, match="planted"):
         PLANTED.read(crash.read_bytes())
+
+
+def test_frames_of_every_stage_of_ours_are_read() -> None:
+    ours = {name for name in CODECS.names() if CODECS.get(name).__module__.startswith("fedcodec.")}
+    assert ours == {stage.name for pipeline in PIPELINES for stage in pipeline.stages}
 
 
 @pytest.mark.timeout(900)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
+from pydantic import JsonValue
 from safetensors import deserialize
 
 from fedclient.transport import convert
@@ -32,10 +33,38 @@ from tests.fuzz.target import BOMBS, Reader, Target, check_refusal, check_reject
 from tests.support.exports import LORA, make_job
 from tests.support.player import LAYOUT
 
-RNG: Final = np.random.default_rng(0)
-CHAINS: Final = ["raw", "bf16", "fp16", "top-k", "top-k bf16", "per-tensor bf16", "per-tensor top-k"]
-"""Stages of the pipelines that are tried."""
-PIPELINES: Final = [build_pipeline([{"codec": name} for name in chain.split()]) for chain in CHAINS]
+CHAINS: Final = (
+    *("raw", "bf16", "fp16", "int8", "int4", "int2", "ternary", "sign", "rqm", "ranks", "kmeans", "kmeans-auto"),
+    *("top-k", "threshold", "rand-k", "clip gaussian-noise", "zstd", "bf16 zstd", "top-k bf16", "rand-k int8 huffman"),
+    *("int4 fixed-symbols", "ternary huffman", "top-k kmeans rice huffman", "kmeans-auto rice huffman zstd"),
+    *("threshold ternary rice", "threshold ranks fixed-positions", "top-k ranks rice", "rand-k ranks zstd"),
+    *("per-tensor bf16", "per-tensor top-k", "per-tensor int8", "per-tensor sign", "per-tensor rqm"),
+    *("per-tensor ranks", "per-tensor raw"),
+    *("per-tensor top-k kmeans rice", "per-tensor threshold int2 rice huffman zstd", "per-tensor rand-k ternary"),
+)
+"""Stages of the pipelines that are tried, all of ours among them."""
+PARAMS: Final[dict[str, dict[str, JsonValue]]] = {
+    "int8": {"block": 3},
+    "int2": {"block": 1},
+    "ternary": {"alpha": 2.0},
+    "sign": {"scale": "mean"},
+    "rqm": {"levels": 300},
+    "kmeans": {"clusters": 2, "exact_zero": False},
+    "kmeans-auto": {"max_clusters": 3},
+    "top-k": {"fraction": 0.5},
+    "threshold": {"value": 1.0},
+    "rand-k": {"fraction": 0.5},
+    "zstd": {"width": 1},
+}
+"""What they are tried with besides their defaults."""
+PIPELINES: Final = [
+    build_pipeline([{"codec": name, **params.get(name, {})} for name in chain.split()])
+    for params in ({}, PARAMS)
+    for chain in CHAINS
+    if not params or params.keys() & set(chain.split())
+]
+CANONICAL: Final = {"raw", "bf16", "fp16", "ternary", "sign", "ranks", "huffman", "fixed-symbols"}
+"""What these write decodes to values that they write in the same way, with their defaults."""
 MAX_SCATTERED: Final = 1 << 16
 MAX_EXPORTED_VALUES: Final = 4096
 SPECIAL: Final = np.array([0.0, -0.0, 1.0, -1.5, 1e-45, 3.4e38, np.inf, -np.inf, np.nan], np.float32)
@@ -49,7 +78,7 @@ def read_frame(data: bytes) -> None:
     pipeline = PIPELINES[reader.number() % len(PIPELINES)]
     block_values, num_values = 1 + reader.number(), 1 + reader.number(8) % MAX_VALUES
     if not pipeline.streams:  # a reader has room for all values; here they are not to fill the memory
-        num_values = 1 + num_values % MAX_SCATTERED
+        num_values = 1 + (num_values - 1) % MAX_SCATTERED
     first = reader.number() % (num_values + 1)
     sizes = (first, num_values - first)
     frame = reader.rest()
@@ -63,12 +92,19 @@ def read_frame(data: bytes) -> None:
     assert values_D.shape == (num_values,)
     assert values_D.flags.aligned
     assert same(np.concatenate(blocks), values_D)
-    again = pipeline.encode(values_D, RNG, sizes)
+    again = pipeline.encode(values_D, rng(), sizes)
     assert len(again) <= pipeline.max_frame_bytes(sizes)
-    if pipeline.streams:
+    once_more = pipeline.decode(again, sizes)
+    if pipeline.traits.lossless:
+        assert same(once_more, values_D)
+    if all(stage.name in CANONICAL and stage == type(stage)() for stage in pipeline.stages):
         # One value has one encoding, but for the NaNs of lossy codecs, which become quiet.
         assert again == frame or np.isnan(values_D).any()
-        assert same(pipeline.decode(again, sizes), values_D)
+        assert same(once_more, values_D)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 def same(left_D: Vector, right_D: Vector) -> bool:
@@ -79,10 +115,11 @@ def same(left_D: Vector, right_D: Vector) -> bool:
 
 def frames() -> Iterator[bytes]:
     for index, pipeline in enumerate(PIPELINES):
-        for size in (1, 2, SPECIAL.size):
-            frame = pipeline.encode(SPECIAL[-size:], RNG)
-            for block_values, num_values in ((0, size), (255, size), (0, MAX_VALUES)):
-                yield struct.pack("<BBQB", index, block_values, num_values - 1, 0) + frame
+        for values in (SPECIAL[-1:], SPECIAL[-2:], SPECIAL, SPECIAL[:6], SPECIAL[:1].repeat(40)):
+            for first in {0, 2 % values.size if pipeline.by_tensor else 0}:
+                frame = pipeline.encode(values, rng(), (first, values.size - first))
+                for block_values, num_values in ((0, values.size), (255, MAX_VALUES)):
+                    yield struct.pack("<BBQB", index, block_values, num_values - 1, first) + frame
 
 
 # -- update headers --------------------------------------------------------------------------------------------------
