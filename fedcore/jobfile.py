@@ -90,9 +90,21 @@ class CodecStage(_Plugin):
     codec: Name = Field(description="An installed codec.")
 
 
-class CompressionSection(_Section):
-    """What crosses the wire."""
+class ErrorFeedbackSection(_Section):
+    """What encoding left out of a client's update is added to its next one."""
 
+    decay: float = Field(
+        default=1.0, gt=0, le=1, description="What was left out is multiplied by this for each version missed."
+    )
+    max_age: int = Field(
+        default=100, ge=1, le=1_000_000, description="Versions after which what was left out is forgotten."
+    )
+
+
+class CompressionSection(_Section):
+    """What crosses the wire: a preset, or the stages written out."""
+
+    preset: Name | None = Field(default=None, description="A known pair of pipelines, instead of all keys below.")
     uplink: list[CodecStage] = Field(
         default_factory=lambda: [CodecStage(codec="raw")],
         min_length=1,
@@ -105,6 +117,19 @@ class CompressionSection(_Section):
         max_length=8,
         description="Server to client.",
     )
+    error_feedback: ErrorFeedbackSection | None = Field(
+        default=None, description="Clients keep what encoding left out, and add it to their next update."
+    )
+
+    @model_validator(mode="after")
+    def _preset_stands_alone(self) -> Self:
+        # By value: a job that went through JSON has every key.
+        fields = type(self).model_fields
+        also = [name for name in fields if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
+        if self.preset is not None and also != ["preset"]:
+            rest = ", ".join(name for name in also if name != "preset")
+            raise ValueError(f"preset {self.preset!r} stands for the whole section, so it goes without {rest}")
+        return self
 
 
 class AggregatorSection(_Plugin):

@@ -71,9 +71,7 @@ def check(
         return
     if job_file is None:
         raise typer.BadParameter("name a job file, or say --schema")
-    job = load_job(job_file)
-    make_plan(job, str(job_file))
-    tree = job.model_dump(mode="json")
+    tree = make_plan(load_job(job_file), str(job_file)).job.model_dump(mode="json")
     if as_json:
         print_json({"valid": True, "job": tree})
         return

@@ -9,9 +9,11 @@ from fedagg import build_optimizer, build_rule
 from fedagg.base import Capacity, Fold, Rule
 from fedagg.optimizers.base import ServerOptimizer
 from fedcodec import Pipeline, build_pipeline
-from fedcore.errors import InvalidInput, JobFileError
+from fedcodec.presets import expand
+from fedcore.errors import InvalidInput, JobFileError, UnknownPlugin
 from fedcore.jobfile import CodecStage, Job
 from fedcore.messages import UpdateHeader, WorkKind
+from fedserver.rounds.fitness import misfits_of
 
 INITIAL: Final = build_pipeline([{"codec": "raw"}])
 """How version 0 comes from the client that builds it: exactly, whatever the job does to its updates."""
@@ -50,11 +52,15 @@ class Plan:
 
 
 def make_plan(job: Job, source: str) -> Plan:
-    """Build a job's plugins.
+    """Build a job's plugins. The plan's job has its presets written out.
 
     Raises:
         JobFileError: a plugin is unknown, its parameters are wrong, or the parts do not fit; every problem at once.
     """
+    try:
+        job = job.model_copy(update={"compression": expand(job.compression)})
+    except UnknownPlugin as error:
+        raise JobFileError(source, [f"compression.preset: {error}"]) from error
     problems: list[str] = []
     uplink = _pipeline("compression.uplink", job.compression.uplink, problems)
     downlink = _pipeline("compression.downlink", job.compression.downlink, problems)
@@ -69,6 +75,8 @@ def make_plan(job: Job, source: str) -> Plan:
         problems.append(f"server_optimizer: {error}")
     if problems or uplink is None or downlink is None or rule is None or optimizer is None:
         raise JobFileError(source, problems)
+    if misfits := misfits_of(job, uplink, downlink):
+        raise JobFileError(source, misfits)
     plan = Plan(job, uplink, downlink, rule, optimizer)
     try:
         plan.open_fold(1)
@@ -79,13 +87,7 @@ def make_plan(job: Job, source: str) -> Plan:
 
 def _pipeline(where: str, stages: list[CodecStage], problems: list[str]) -> Pipeline | None:
     try:
-        pipeline = build_pipeline([{"codec": stage.codec, **stage.params} for stage in stages])
+        return build_pipeline([{"codec": stage.codec, **stage.params} for stage in stages])
     except InvalidInput as error:
         problems.append(f"{where}: {error}")
         return None
-    if not pipeline.quantise.may_send_as_is:
-        name = pipeline.quantise.name
-        problems.append(
-            f"{where}: {name} hides values by what it draws, and what is drawn here comes from the job's seed"
-        )
-    return pipeline

@@ -48,7 +48,8 @@ def check_job(job: Job) -> None:
     except JobFileError as error:
         check_refusal(error)
         return
-    assert plan.job is job
+    assert make_plan(plan.job, "job").job == plan.job
+    assert plan.job == job or job.compression.preset is not None
 
 
 def toml_files() -> Iterator[bytes]:

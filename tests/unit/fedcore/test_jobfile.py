@@ -115,6 +115,8 @@ def test_a_parameter_may_have_any_name_and_changes_nothing_else(key: str) -> Non
         ("compression", "downlink", [], "at least 1 item"),
         ("compression", "downlink", [{"codec": "raw"}] * 9, "at most 8 items"),
         ("compression", "uplink", "raw", "valid list"),
+        ("compression", "preset", "Fed Zip", "pattern"),
+        ("compression", "error_feedback", "yes", "valid dictionary"),
         ("aggregator", "rule", "", "pattern"),
         ("aggregator", "max_examples", 0, "greater than or equal to 1"),
         ("aggregator", "max_examples", 2**31 + 1, f"less than or equal to {2**31}"),
@@ -143,6 +145,21 @@ def test_a_value_out_of_bounds_is_named_with_its_key_path_and_the_bound(
     assert problem.startswith(f"{section}.{key}: ")
     assert bound in problem
     assert problem.endswith(f"got {str(value)[:80]!r}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("decay", 0, "greater than 0"),
+        ("decay", 1.5, "less than or equal to 1"),
+        ("max_age", 0, "greater than or equal to 1"),
+        ("max_age", 1_000_001, "less than or equal to 1000000"),
+    ],
+)
+def test_bounds_of_error_feedback(key: str, value: object, bound: str) -> None:
+    (problem,) = problems_of(tree_with("compression", error_feedback={key: value}))
+    assert problem.startswith(f"compression.error_feedback.{key}: ")
+    assert bound in problem
 
 
 def test_every_key_with_a_bound_is_tried_above() -> None:
@@ -179,7 +196,7 @@ def test_an_unknown_section_names_the_nearest() -> None:
 
 def test_an_unknown_key_that_resembles_nothing_gets_no_guess() -> None:
     (problem,) = problems_of(tree_with("compression", zzz=1))
-    assert problem == "compression.zzz: unknown key; known: uplink, downlink"
+    assert problem == "compression.zzz: unknown key; known: preset, uplink, downlink, error_feedback"
 
 
 def test_all_problems_are_said_at_once() -> None:

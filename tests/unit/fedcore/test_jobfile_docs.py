@@ -20,21 +20,30 @@ SCHEMA = job_schema()
 
 
 def section_schema(section: str) -> dict[str, Any]:
+    section, _, key = section.partition(".")
     reference: str = SCHEMA["properties"][section]["$ref"]
+    if key:
+        (reference,) = [each["$ref"] for each in section_schema(section)["properties"][key]["anyOf"] if "$ref" in each]
     found: dict[str, Any] = SCHEMA["$defs"][reference.rpartition("/")[2]]
     return found
 
 
-KEYS = [(section, key) for section in SCHEMA["properties"] for key in section_schema(section)["properties"]]
+SECTIONS = [*SCHEMA["properties"], "compression.error_feedback"]
+KEYS = [(section, key) for section in SECTIONS for key in section_schema(section)["properties"]]
 
 
 def documented() -> dict[tuple[str, str], list[str]]:
-    """Return (section, key) → the other cells of its row; a stage's key belongs to the section `compression`."""
+    """Return (section, key) → the other cells of its row; a stage's key belongs to the section `compression`.
+
+    Where a line says that a key has keys of its own, a table of those follows.
+    """
     rows: dict[tuple[str, str], list[str]] = {}
     section = ""
     for line in TEXT.splitlines():
         if heading := re.match(r"## `\[(\w+)\]`", line):
             section = heading[1]
+        elif inner := re.match(r"`(\w+)` has two keys of its own:$", line):
+            section = f"{section}.{inner[1]}"
         elif row := re.match(r"\| `(\w+)` \| (.*) \|$", line):
             rows[section, row[1]] = row[2].split(" | ")
     return rows
@@ -48,10 +57,10 @@ def test_exactly_the_keys_there_are_are_documented() -> None:
 def test_documented_type_default_and_bounds_are_the_real_ones(section: str, key: str) -> None:
     kind, default, bounds, meaning = documented()[section, key]
     schema = section_schema(section)["properties"][key]
-    (value, *_) = [option for option in schema.get("anyOf", [schema]) if option["type"] != "null"]
+    (value, *_) = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
 
-    words = {"integer": "integer", "number": "number", "array": "list of stages"}
-    assert kind == words.get(value["type"], "name" if "pattern" in value else "text")
+    words = {None: "table", "integer": "integer", "number": "number", "array": "list of stages"}
+    assert kind == words.get(value.get("type"), "name" if "pattern" in value else "text")
 
     if key in section_schema(section).get("required", []):
         assert default == "required"

@@ -1,17 +1,102 @@
-"""What a job file may combine."""
+"""What a job file may combine, and what a preset stands for."""
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
 import pytest
 
+from fedcodec import build_pipeline
+from fedcodec.presets import PRESETS
 from fedcore.errors import JobFileError
-from fedcore.jobfile import parse_job
-from fedserver.rounds.plan import make_plan
+from fedcore.jobfile import Job, parse_job
+from fedserver.rounds.plan import Plan, make_plan
 from tests.support.server import small_job
 
+CATALOGUE: Final = Path(__file__).parents[3] / "compression" / "fedcodec" / "README.md"
+RQM = [{"codec": "rqm"}]
+TOP = [{"codec": "top-k"}]
 
-@pytest.mark.parametrize("side", ["uplink", "downlink"])
-def test_what_hides_by_its_draws_is_refused_while_everybody_knows_them(side: str) -> None:
-    job = parse_job(small_job().model_dump(mode="json") | {"compression": {side: [{"codec": "rqm"}]}}, "job")
-    with pytest.raises(JobFileError, match=rf"compression\.{side}: rqm hides values by what it draws"):
-        make_plan(job, "job")
+
+def plan_of(max_examples: int = 1, **compression: Any) -> Plan:
+    tree = small_job().model_dump(mode="json") | {"compression": compression}
+    tree["aggregator"]["max_examples"] = max_examples
+    return make_plan(parse_job(tree, "job"), "job")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"downlink": RQM}, "downlink: rqm hides an update from the server, and versions come from the server"),
+        ({"downlink": [{"codec": "clip"}]}, "downlink: clip is for updates, and a version is none"),
+        ({"uplink": RQM, "max_examples": 2}, "every update must weigh the same: set aggregator.max_examples to 1"),
+        ({"error_feedback": {}}, "error_feedback: the uplink leaves nothing out"),
+        ({"uplink": RQM, "error_feedback": {}}, "error_feedback: rqm hides the update by what it draws"),
+        ({"uplink": [{"codec": "rand-k"}], "error_feedback": {}}, "error_feedback: rand-k is no contraction"),
+        ({"uplink": [{"codec": "clip"}, *TOP], "error_feedback": {}}, "error_feedback: clip is no contraction"),
+        (
+            {"uplink": [{"codec": "ternary", "alpha": 1.0}], "error_feedback": {}},
+            "error_feedback: ternary is no contraction",
+        ),
+        ({"preset": "fedzipp"}, "compression.preset: unknown preset 'fedzipp': did you mean 'fedzip'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(JobFileError, match=why):
+        plan_of(**changes)
+
+
+def test_all_misfits_are_said_at_once() -> None:
+    with pytest.raises(JobFileError) as error:
+        plan_of(uplink=RQM, downlink=RQM, error_feedback={}, max_examples=7)
+    assert [problem.split(":")[0] for problem in error.value.problems] == [
+        "compression.downlink",
+        "compression.uplink",
+        "compression.error_feedback",
+    ]
+
+
+@pytest.mark.parametrize(
+    "uplink", [TOP, [{"codec": "ternary"}], [{"codec": "sign", "scale": "mean"}], [{"codec": "int8"}]]
+)
+def test_contractions_may_be_fed_back(uplink: list[dict[str, Any]]) -> None:
+    assert plan_of(uplink=uplink, error_feedback={}).job.compression.error_feedback is not None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_is_replaced_by_stages_that_run(name: str) -> None:
+    plan = plan_of(preset=name)
+    written = plan.job.compression
+    assert written.preset is None
+    assert (written.error_feedback is not None) == PRESETS[name].error_feedback
+    assert Job.from_json(plan.job.to_json()) == plan.job
+    assert make_plan(plan.job, "job").job == plan.job
+    values = np.random.default_rng(0).normal(0, 1e-3, 1000).astype(np.float32)
+    sizes = (900, 100)
+    for pipeline in (plan.uplink, plan.downlink):
+        decoded = pipeline.decode(pipeline.encode(values, np.random.default_rng(1), sizes), sizes)
+        assert np.isfinite(decoded).all()
+    assert plan.uplink == build_pipeline(PRESETS[name].uplink)
+    assert plan.downlink == build_pipeline(PRESETS[name].downlink)
+
+
+@pytest.mark.parametrize("also", [{"uplink": TOP}, {"downlink": TOP}, {"error_feedback": {}}])
+def test_preset_stands_alone(also: dict[str, Any]) -> None:
+    with pytest.raises(JobFileError, match="preset 'int8' stands for the whole section, so it goes without"):
+        plan_of(preset="int8", **also)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_catalogue_writes_out_what_a_preset_stands_for(name: str) -> None:
+    (row,) = [
+        line
+        for line in CATALOGUE.read_text("utf-8").splitlines()
+        if line.startswith(f"| `{name}` | {PRESETS[name].about} |")
+    ]
+    *_, uplink, downlink, error_feedback = [cell.strip(" `") for cell in row.strip("|").split("|")]
+    written = tomllib.loads(f"uplink = {uplink}\ndownlink = {downlink}")
+    assert written == {"uplink": list(PRESETS[name].uplink), "downlink": list(PRESETS[name].downlink)}
+    assert error_feedback == ("{}" if PRESETS[name].error_feedback else "none")
