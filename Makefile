@@ -35,7 +35,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 .PHONY: test
-test: venv prometheus check ## Run every check and every test (what CI runs)
+test: venv prometheus node check ## Run every check and every test (what CI runs)
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
 # For each target; two hours in all, or SECONDS=60 for a quarter of one.
@@ -78,6 +78,16 @@ prometheus: ## Install the Debian package prometheus, which one test needs (as r
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus; } >/dev/null \
 			|| echo "apt-get could not install prometheus: the monitoring test will fail"; \
 	else echo "prometheus is not on PATH: the monitoring test will fail until you install it (Debian: apt-get install prometheus)"; \
+	fi
+
+.PHONY: node
+node: ## Install the Debian package nodejs, which the decoder in examples/js_client needs (as root, where apt-get exists)
+	@if command -v node >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing the Debian package nodejs"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs; } >/dev/null \
+			|| echo "apt-get could not install nodejs: the tests of examples/js_client will fail"; \
+	else echo "node is not on PATH: the tests of examples/js_client will fail until you install it (Debian: apt-get install nodejs)"; \
 	fi
 
 .PHONY: clean

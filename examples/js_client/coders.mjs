@@ -37,7 +37,10 @@ const RUN = 1024; // codes
 const LONGEST = 15; // bits of a word
 
 const huffman = {
-  maxBytes: (n, numCodes) => Math.ceil(numCodes / 2) + Math.ceil((14 * Math.ceil(n / RUN)) / 8) + Math.ceil((n * LONGEST) / 8),
+  maxBytes(n, numCodes) {
+    const runs = Math.ceil((14 * Math.ceil(n / RUN)) / 8);
+    return Math.ceil(numCodes / 2) + runs + Math.ceil((n * LONGEST) / 8);
+  },
   read(reader, n, numCodes) {
     const lengths = reader.numbers(numCodes, 4);
     const order = [...lengths.keys()].filter((code) => lengths[code]).sort((a, b) => lengths[a] - lengths[b] || a - b);
@@ -52,7 +55,8 @@ const huffman = {
     const counts = new Array(numCodes).fill(0);
     for (const code of codes) counts[code]++;
     const best = wordLengths(counts);
-    check(lengths.every((length, code) => length === best[code]), 'the lengths of words are not those of package-merge');
+    const canonical = lengths.every((length, code) => length === best[code]);
+    check(canonical, 'the lengths of words are not those of package-merge');
     return codes;
   },
 };
@@ -98,7 +102,7 @@ function wordLengths(counts) {
   const lists = [codes];
   while (lists.length < LONGEST) {
     const list = lists.at(-1);
-    const packages = Array.from({ length: list.length >> 1 }, (_, i) => ({ count: list[2 * i].count + list[2 * i + 1].count }));
+    const packages = list.flatMap(({ count }, i) => (i % 2 ? [{ count: list[i - 1].count + count }] : []));
     lists.push([...codes, ...packages].sort((a, b) => a.count - b.count)); // a stable sort
   }
   let taken = 2 * codes.length - 2;

@@ -63,10 +63,9 @@ export class Pipeline {
     check(declared === D, `the frame has ${declared} values, expected are ${D}`);
 
     const parts = this.split ? sizes.filter((size) => size > 0) : [D];
-    if (this.compress) {
-      const most = parts.reduce((sum, size) => sum + this.maxBytes(size), 0);
-      reader = new Reader(this.compress.decompress(reader.take(reader.left), most));
-    }
+    const most = parts.reduce((sum, size) => sum + this.maxBytes(size), 0);
+    if (this.compress) reader = new Reader(this.compress.decompress(reader.take(reader.left), most));
+    check(reader.left <= most, `a payload of ${reader.left} bytes, at most ${most} are possible`);
     const values = new Uint32Array(D);
     let start = 0;
     for (const size of parts) this.readPart(reader, values.subarray(start, (start += size)));
@@ -74,13 +73,14 @@ export class Pipeline {
     return new Float32Array(values.buffer);
   }
 
-  /** The most bytes that a segment of `size` values has, with the byte before it. */
+  /** The most bytes that the stages make of `size` values in one segment, or one tensor. */
   maxBytes(size) {
-    const most = this.select ? this.select.counts(size)[1] : size;
+    const most = this.select ? this.select.most(size) : size;
     const note = this.sendsPositions ? 6 + this.positions.maxBytes(most, size) : (this.select?.noteBytes ?? 0);
     const codes = this.symbols.maxBytes(most, this.quantise.numCodes(most));
     const segment = note + this.quantise.tableBytes(most) + codes;
-    return this.split ? 1 + Math.max(segment, 4 * size) : segment;
+    if (!this.split) return segment;
+    return 1 + (this.quantise.neverAsItIs ? segment : Math.min(segment, 4 * size));
   }
 
   /** Read one segment, or with `per-tensor` one tensor, into `values`. */
@@ -93,13 +93,12 @@ export class Pipeline {
 
   readSegment(reader, values) {
     const D = values.length;
-    const [least, most] = this.select ? this.select.counts(D) : [D, D];
+    const most = this.select ? this.select.most(D) : D;
     let n = most;
     let positions = null;
     if (this.sendsPositions) {
       n = reader.varint();
-      const from = this.quantise.drops ? 0 : least;
-      check(from <= n && n <= most, `${n} values are sent, possible are ${from} to ${most}`);
+      check(n <= most, `${n} values are sent, at most ${most} are possible`);
     } else if (this.select) {
       positions = this.select.positions(reader, D);
     }

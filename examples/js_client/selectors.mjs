@@ -1,23 +1,23 @@
 // Which values are sent. See "Selecting stages" in docs/wire-format.md.
 //
-// A selector has `counts(D)`, the least and the largest number of values that it keeps. One whose positions are not sent
-// has `noteBytes` and `positions(reader, D)`, which reads the note.
+// A selector has `most(D)`, how many values it keeps at most. One whose positions are not sent has `noteBytes` and
+// `positions(reader, D)`, which reads the note.
 
 const kept = (fraction, D) => Math.ceil(fraction * D);
 
 export const SELECTORS = {
   'top-k': {
     id: 20,
-    make: ({ fraction = 0.01 }) => ({ counts: (D) => [kept(fraction, D), kept(fraction, D)] }),
+    make: ({ fraction = 0.01 }) => ({ most: (D) => kept(fraction, D) }),
   },
   threshold: {
     id: 21,
-    make: () => ({ counts: (D) => [0, D] }),
+    make: () => ({ most: (D) => D }),
   },
   'rand-k': {
     id: 22,
     make: ({ fraction = 0.1 }) => ({
-      counts: (D) => [kept(fraction, D), kept(fraction, D)],
+      most: (D) => kept(fraction, D),
       noteBytes: 8,
       positions(reader, D) {
         const seed = BigInt(reader.number(4)) + (BigInt(reader.number(4)) << 32n);

@@ -172,18 +172,18 @@ function readWords(tree, bytes, literals) {
   bits.end();
 }
 
-/** Read the literals of a block; `memory.tree` is the last tree. */
-function readLiterals(reader, memory, maxBlock) {
+/** Read the literals of a block, at most so many; `memory.tree` is the last tree. */
+function readLiterals(reader, memory, most) {
   const first = reader.byte();
   const type = first & 3;
   const format = (first >> 2) & 3;
   const more = (count) => reader.number(count) * 256 + first;
   const checked = (size) => {
-    check(size <= maxBlock, `zstd: ${size} literals, at most ${maxBlock} are possible`);
+    check(size <= most, `zstd: ${size} literals, at most ${most} are possible`);
     return size;
   };
   if (type < 2) {
-    const size = checked([first >> 3, format === 1 && more(1) >> 4, first >> 3, format === 3 && more(2) >> 4][format]);
+    const size = checked(format === 1 ? more(1) >> 4 : format === 3 ? more(2) >> 4 : first >> 3);
     return type === 0 ? reader.take(size) : new Uint8Array(size).fill(reader.byte());
   }
   const width = [10, 10, 14, 18][format];
@@ -200,7 +200,8 @@ function readLiterals(reader, memory, maxBlock) {
   const streams = [2, 2, 2].map((count) => body.number(count));
   const quarter = Math.ceil(literals.length / 4);
   for (let i = 0; i < 4; i++) {
-    readWords(memory.tree, body.take(streams[i] ?? body.left), literals.subarray(i * quarter, i < 3 ? (i + 1) * quarter : undefined));
+    const end = i < 3 ? (i + 1) * quarter : literals.length;
+    readWords(memory.tree, body.take(streams[i] ?? body.left), literals.subarray(i * quarter, end));
   }
   return literals;
 }
@@ -224,7 +225,10 @@ const CODES = [
   {
     maxLog: 9,
     maxSymbol: 35,
-    usual: fseTable([4, 3, ...repeated(11, 2), 1, 1, 1, ...repeated(9, 2), 3, 2, ...repeated(5, 1), ...repeated(4, -1)], 6),
+    usual: fseTable(
+      [4, 3, ...repeated(11, 2), 1, 1, 1, ...repeated(9, 2), 3, 2, ...repeated(5, 1), ...repeated(4, -1)],
+      6,
+    ),
   },
   {
     maxLog: 8,
@@ -260,9 +264,9 @@ function distanceOf(offset, literals, recent) {
 }
 
 function readCompressedBlock(reader, memory, out, window, maxBlock) {
-  const literals = new Reader(readLiterals(reader, memory, maxBlock));
-  const end = out.at + maxBlock;
-  const room = (count) => check(out.at + count <= Math.min(end, out.bytes.length), 'zstd: a block is too long');
+  const end = Math.min(out.at + maxBlock, out.bytes.length);
+  const room = (count) => check(out.at + count <= end, 'zstd: a block is too long');
+  const literals = new Reader(readLiterals(reader, memory, end - out.at));
   const copyLiterals = (count) => {
     room(count);
     out.bytes.set(literals.take(count), out.at);

@@ -39,6 +39,7 @@ ROOMS = (
     "aggregators/fedagg",
     "compression/fedcodec",
     "deploy",
+    "examples/js_client",
     "examples/own_task",
     "fedclient",
     "fedclient/adapters",
