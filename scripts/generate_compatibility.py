@@ -40,16 +40,14 @@ JOBS: Final[Mapping[str, Mapping[str, Any]]] = {
 HEAD: Final = """# What goes with what
 
 Which stages of a pipeline go together, and with what else in a job. Each cell is a job that was put together and
-checked as `fedserver submit` and `fedserver check` do. `·` is accepted; a refusal is one sentence, in the list below the
-table.
+checked as `fedserver submit` and `fedserver check` do. `·` is accepted; a refusal is one sentence, below the table.
 `python scripts/generate_compatibility.py` writes this page.
 """
 PAIRS: Final = """## Two stages
 
 The stage of a row, and after it that of a column, each with its defaults. `·`: there is a pipeline that has both,
-perhaps with `clip`, `top-k` or `int8` beside them. `-`: the second one is a step that comes before the first one's, or the
-same
-step, and the refusal says so.
+perhaps with `clip`, `top-k` or `int8` beside them. `-`: the second one is a step that comes before the first one's,
+or the same step, and the refusal says so.
 """
 REST: Final = """## A stage and the rest of the job
 
