@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, get_type_hints
 
 from fedclient.adapters import ADAPTERS
+from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
 from fedclient.tasks import TASKS
 from fedclient.trainer import LocalWorker
@@ -131,6 +132,7 @@ async def simulate(
                 clock=clock,
                 executor=training,
                 rng=stream(job.job.seed, "jitter", client.name),
+                residuals=MemoryResiduals(),
             )
             for client in clients
         ]
