@@ -100,6 +100,9 @@ contracted = st.lists(st.builds(lambda size, sign: size * sign, magnitudes, st.s
 @example(numbers=[2.0**127] * 50)
 @example(numbers=[2.0**-126] * 50)
 @example(numbers=[1.0] + [2.0**-10] * 100)
+@example(numbers=[1.0] + [0.25] * 255)  # what loses the most by rounding to 1, 7 and 127 levels
+@example(numbers=[7.0] + [0.25] * 255)
+@example(numbers=[127.0] + [0.25] * 255)
 @example(numbers=[1.0, -1.0] * 20)
 def test_contraction_loses_less_than_the_whole_of_any_vector(name: str, numbers: list[float]) -> None:
     values = f32(numbers)
