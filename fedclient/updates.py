@@ -24,6 +24,7 @@ from fedclient.pieces import Pieces
 from fedclient.residuals import Residuals, corrected, encoding_error
 from fedclient.trainer import Evaluation, Stopped, Trained, Work
 from fedcodec import Pipeline, build_pipeline
+from fedcore.draws import Draws, PrivateDraws
 from fedcore.errors import FedError, StorageFailed
 from fedcore.identity import sign
 from fedcore.jobfile import CodecStage, Job
@@ -109,7 +110,7 @@ class UpdateMaker:
 
     Args:
         worker: trains and evaluates.
-        signing_key: signs headers.
+        signing_key: signs headers, and is what draws that hide something follow from.
         federation: the server that updates are for.
         client: this client's name.
         residuals: keeps what encoding leaves out, for jobs with error feedback.
@@ -184,7 +185,7 @@ class UpdateMaker:
     def _encode(self, assignment: Assignment, plan: _Plan, delta_D: Vector) -> Encoded:
         """Encode what training gave, and for a job with error feedback keep what that leaves out."""
         uplink, sizes, feedback = plan.uplink, plan.layout.sizes, plan.job.compression.error_feedback
-        rng = stream(assignment.seed, "encode")
+        rng = self._draws(assignment, uplink, delta_D)
         if uplink.traits.lossless or uplink.traits.private_draws:  # the error would tell of what was drawn
             return Encoded(Pieces(*uplink.parts(delta_D, rng, sizes)), None)
         values_D = delta_D if feedback is None else corrected(self._residuals, feedback, assignment, delta_D)
@@ -194,6 +195,17 @@ class UpdateMaker:
         if feedback is not None and np.isfinite(values_D).all():
             self._residuals.save(assignment.job_id, assignment.version, values_D)
         return Encoded(Pieces(frame), error)
+
+    def _draws(self, assignment: Assignment, uplink: Pipeline, delta_D: Vector) -> Draws:
+        """Return what encoding draws from: the job's seed, or where draws hide the values a secret of this client's.
+
+        Secret draws depend on the values too: a server that asks for the same work on other values learns
+        nothing from draws that are alike.
+        """
+        if not uplink.traits.private_draws:
+            return stream(assignment.seed, "encode")
+        secret, values = self._signing_key.private_bytes_raw(), hashlib.sha256(delta_D.data).digest()
+        return PrivateDraws(secret, b"encode", str(assignment.seed).encode(), values)
 
     def _plan(self, assignment: Assignment) -> _Plan:
         plan = self._plans.get(assignment.job_id)
