@@ -122,6 +122,7 @@ class FileResiduals:
         stored_D = np.ascontiguousarray(residual_D, dtype="<f4")
         make_private_folder(self._folder)
         write_private(self._path(job_id, version), self._digest(job_id, version, stored_D), stored_D.data.cast("B"))
+        _log.debug("residual kept", extra={"job": job_id, "version": version})
         self._forget_old_jobs(job_id)
 
     def retain(self, job_id: str, versions: Collection[int]) -> None:
