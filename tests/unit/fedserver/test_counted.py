@@ -160,7 +160,20 @@ async def test_the_history_shows_errors_and_what_the_values_had_been_raw(tmp_pat
 
 def test_the_mean_error_is_over_those_who_name_one() -> None:
     def header(error: float | None) -> UpdateHeader:
-        return UpdateHeader.model_construct(encoding_error=error)
+        digest, short = "0" * 64, "0" * 32
+        return UpdateHeader(
+            federation="fed",
+            update_id=short,
+            assignment_id=short,
+            job_id=short,
+            version=0,
+            kind=WorkKind.TRAIN,
+            layout_digest=digest,
+            frame_bytes=0,
+            frame_digest=digest,
+            num_examples=1,
+            encoding_error=error,
+        )
 
     assert mean_encoding_error([]) is None
     assert mean_encoding_error([header(None)]) is None
