@@ -26,6 +26,9 @@ KEYS = {
     "clients",
     "uplink_bytes",
     "downlink_bytes",
+    "raw_uplink_bytes",
+    "ratio",
+    "relative_error",
     "model_sha256",
     "adapter",
     "model_card",
@@ -88,6 +91,8 @@ def test_a_short_demo_leaves_its_figures_and_files_and_no_process(tmp_path: Path
     assert len(bytes.fromhex(summary["model_sha256"])) == 32
     assert 0 < summary["uplink_bytes"] < 1e6
     assert 0 < summary["downlink_bytes"] < 1e6
+    assert summary["ratio"] == summary["raw_uplink_bytes"] / summary["uplink_bytes"] < 1
+    assert summary["relative_error"] == 0
     assert (Path(summary["adapter"]) / "adapter_model.safetensors").is_file()
     assert Path(summary["model_card"]).read_text(encoding="utf-8").startswith("---")
     assert Path(summary["plot"]).read_bytes().startswith(b"\x89PNG")
@@ -97,6 +102,25 @@ def test_a_short_demo_leaves_its_figures_and_files_and_no_process(tmp_path: Path
         "operator",
         "pooled",
     ]
+
+
+@pytest.mark.slow
+def test_another_codec_is_used_and_what_it_saved_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    done = demo(folder, "--rounds", "2", "--codec", "fedzip")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["ratio"] > 4  # version 0 goes up as it is, and every update has its header
+    assert 0 < summary["relative_error"] < 1
+    assert re.search(rf"codec +fedzip: {summary['ratio']:.3g} × fewer bytes up than raw values", done.stdout)
+    assert "kmeans" in (folder / "adapter" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_codec_that_does_not_go_with_the_job_is_refused_at_once(tmp_path: Path) -> None:
+    done = demo(tmp_path / "demo", "--codec", "rqm")
+    assert done.returncode == 3
+    assert "aggregator.max_examples" in done.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.slow
