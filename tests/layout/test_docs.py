@@ -102,7 +102,7 @@ def test_the_readme_shows_the_whole_way() -> None:
     assert shown == {
         "fedserver": {"init", "run", "token", "submit", "status", "export"},
         "fedclient": {"enroll", "run"},
-        "fedsim": {"run"},
+        "fedsim": {"run", "compare"},
     }
 
 
