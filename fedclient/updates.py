@@ -199,13 +199,13 @@ class UpdateMaker:
     def _draws(self, assignment: Assignment, uplink: Pipeline, delta_D: Vector) -> Draws:
         """Return what encoding draws from: the job's seed, or where draws hide the values a secret of this client's.
 
-        Secret draws depend on the values too: a server that asks for the same work on other values learns
-        nothing from draws that are alike.
+        Secret draws depend on the values and on all of the job: whoever asks for the same work on other values, or
+        through other stages, learns nothing from draws that are alike.
         """
         if not uplink.traits.private_draws:
             return stream(assignment.seed, "encode")
         secret, values = self._signing_key.private_bytes_raw(), hashlib.sha256(delta_D.data).digest()
-        return PrivateDraws(secret, b"encode", str(assignment.seed).encode(), values)
+        return PrivateDraws(secret, b"encode", str(assignment.seed).encode(), assignment.job, values)
 
     def _plan(self, assignment: Assignment) -> _Plan:
         plan = self._plans.get(assignment.job_id)

@@ -251,6 +251,10 @@ def load_job(path: Path) -> Job:
         tree = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # ValueError: bad TOML or UTF-8, and integers of over 4300 digits
         raise JobFileError(source, [f"not TOML: {error}"]) from error
+    section = tree.get("compression")
+    if isinstance(section, dict) and "preset" in section and len(section) > 1:
+        others = ", ".join(sorted(section.keys() - {"preset"}))
+        raise JobFileError(source, [f"compression: preset stands for the whole section, so it goes without {others}"])
     return parse_job(tree, source)
 
 

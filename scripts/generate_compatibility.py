@@ -88,6 +88,17 @@ def shortest(*stages: str) -> Stages:
     raise refusal
 
 
+def variants() -> dict[str, dict[str, Any]]:
+    """Return stages whose parameters change what they promise, by what the page calls them."""
+    return {
+        "kmeans exact_zero = false": {"codec": "kmeans", "exact_zero": False},
+        "ternary alpha = 1.0": {"codec": "ternary", "alpha": 1.0},
+        "sign scale = 1.0": {"codec": "sign", "scale": 1.0},
+        "sign scale = 100.0": {"codec": "sign", "scale": 100.0},
+        "rqm clip = 64.0": {"codec": "rqm", "clip": 64.0, "extension": 64.0},
+    }
+
+
 def pair_refusal(first: str, second: str) -> str | None:
     """Return why no pipeline has the second stage after the first, or None if one has."""
     try:
@@ -101,7 +112,8 @@ def job_tree(
     stages: Stages, *, side: str, max_examples: int, error_feedback: bool = False, over_select: float = 1.0
 ) -> dict[str, Any]:
     """Return a job with these stages on one side."""
-    compression: dict[str, Any] = {side: [{"codec": name} for name in stages]}
+    known = variants()
+    compression: dict[str, Any] = {side: [known.get(name, {"codec": name}) for name in stages]}
     if error_feedback:
         compression["error_feedback"] = {}
     return {
@@ -127,6 +139,7 @@ def document() -> str:
     names = stages_in_order()
     pairs = {(first, second): pair_refusal(first, second) for first, second in product(names, names)}
     jobs = {(stage, kind): job_refusal(shortest(stage), kind) for stage in names for kind in JOBS}
+    jobs |= {(stage, kind): job_refusal((stage,), kind) for stage in variants() for kind in JOBS}
     presets = {(name, kind): _preset_refusal(name, int(kind)) for name in PRESETS for kind in ("1", "1000")}
     return "\n".join(
         [
@@ -134,7 +147,7 @@ def document() -> str:
             PAIRS,
             *_table("first ↓ second →", names, names, pairs, "P"),
             REST,
-            *_table("stage", names, list(JOBS), jobs, "J"),
+            *_table("stage", [*names, *variants()], list(JOBS), jobs, "J"),
             "## Presets\n",
             "With `aggregator.max_examples` of 1, and of 1000.\n",
             *_table("preset", list(PRESETS), ["1", "1000"], presets, "S"),

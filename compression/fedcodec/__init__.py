@@ -1,4 +1,4 @@
-"""Codecs and pipelines: float32 vectors ↔ the frames that cross the wire. README.md has the byte format."""
+"""Codecs and pipelines: float32 vectors ↔ the frames that cross the wire. docs/wire-format.md has the byte format."""
 
 from __future__ import annotations
 

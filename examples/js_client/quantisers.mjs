@@ -120,7 +120,8 @@ const signs = (fixed) => ({
 });
 
 function rqm({ levels = 16, clip = 1, extension = 1 }) {
-  return withoutTable(levels, (code) => bitsOf(((clip + extension) * (2 * code - (levels - 1))) / (levels - 1)));
+  const decoded = (code) => bitsOf(((clip + extension) * (2 * code - (levels - 1))) / (levels - 1));
+  return { ...withoutTable(levels, decoded), neverAsItIs: true };
 }
 
 const MAX_RANKS = 2 ** 24;
@@ -155,7 +156,7 @@ export const QUANTISERS = {
   int4: { id: 33, make: blocks(7) },
   int2: { id: 34, make: blocks(1) },
   ternary: { id: 35, make: () => signs() },
-  sign: { id: 36, make: ({ scale = 1 }) => ({ ...signs(scale === 'mean' ? undefined : scale), neverAsItIs: true }) },
+  sign: { id: 36, make: ({ scale = 'mean' }) => ({ ...signs(scale === 'mean' ? undefined : scale), neverAsItIs: true }) },
   rqm: { id: 37, make: rqm },
   'kmeans-auto': { id: 38, make: kmeansAuto },
   ranks: { id: 39, make: ranks },

@@ -5,7 +5,12 @@ What one pipeline can hold is `fedcodec.build_pipeline`'s to say. docs/compatibi
 
 from __future__ import annotations
 
+import numpy as np
+
 from fedcodec import Pipeline
+from fedcodec.base import code_type
+from fedcodec.reader import Reader
+from fedcodec.transforms import GaussianNoise
 from fedcore.jobfile import Job
 
 
@@ -27,17 +32,36 @@ def _downlink(pipeline: Pipeline) -> list[str]:
         found.append(f"{pipeline.quantise.name} hides an update from the server, and versions come from the server")
     if pipeline.traits.votes:
         found.append(f"{pipeline.quantise.name} keeps ranks alone, and clients need values")
+    if not found:
+        found = [
+            f"{stage.name} is no contraction, so nothing bounds how far off the clients' copies are"
+            for stage in pipeline.stages
+            if not stage.traits.contraction
+        ]
     return found
 
 
 def _sum(job: Job, pipeline: Pipeline) -> list[str]:
-    name, rule = pipeline.quantise.name, job.aggregator.rule
+    name, rule, max_abs = pipeline.quantise.name, job.aggregator.rule, job.aggregator.max_abs
     if pipeline.traits.votes:
         return [f"{name} sends votes, and {rule} adds steps"]
+    if (largest := _largest(pipeline)) > max_abs:
+        return [f"values up to {largest:g} are made, and above aggregator.max_abs {max_abs:g} an update is refused"]
     if pipeline.traits.integer_sum and job.aggregator.max_examples != 1:
         weight = f"set aggregator.max_examples to 1, it is {job.aggregator.max_examples}"
         return [f"{name} sends integers that are added as they are, so every update must weigh the same: {weight}"]
     return []
+
+
+def _largest(pipeline: Pipeline) -> float:
+    """Return the largest magnitude that the stages give whatever the values are; 0 if that depends on the values."""
+    spread = max((6 * each.std for each in pipeline.transforms if isinstance(each, GaussianNoise)), default=0.0)
+    quantise = pipeline.quantise
+    if quantise.max_table_bytes(1):
+        return spread
+    code = np.zeros(1, dtype=code_type(quantise.num_codes(1)))
+    book = quantise.decode(code, quantise.read_table(Reader(b""), 1), 0).book
+    return spread if book is None else float(np.abs(book).max())
 
 
 def _error_feedback(job: Job, pipeline: Pipeline) -> list[str]:

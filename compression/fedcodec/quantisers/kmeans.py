@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from fedcodec.base import Coded, Codes, Decoded, Kind, Positions, Traits
+from fedcodec.base import Coded, Codes, Decoded, Kind, Positions, Traits, TraitsByParameters
 from fedcodec.reader import Reader
 from fedcore.draws import Draws
 from fedcore.errors import FrameError
@@ -41,7 +41,8 @@ class _KMeans(Plugin):
 
     kind: ClassVar[Kind] = "quantise"
     # Means make no vector longer; rounding them to float32 does, by up to one part in 2^24.
-    traits: ClassVar[Traits] = Traits(contraction=True, changes_sensitivity=True)
+    # Without an exact zero, what a selector left out decodes to something else, and may be farther off than it was.
+    traits: ClassVar = TraitsByParameters(lambda stage: Traits(contraction=stage.exact_zero, changes_sensitivity=True))
     drops: ClassVar[bool] = True
     may_send_as_is: ClassVar[bool] = True
     streams: ClassVar[bool] = True

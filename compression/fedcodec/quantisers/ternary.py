@@ -80,10 +80,10 @@ class Ternary(_Signs):
 
 
 class Sign(_Signs):
-    """One bit for each value: plus or minus `scale`. Vallapuram et al., HideNseek, 2022: a vote on every sign.
+    """One bit for each value: plus or minus `scale`. Vallapuram et al., HideNseek, 2022; Seide et al., 2014.
 
     "mean" stands for the mean magnitude, which is sent, and is NaN if a value is not finite. With a number nothing
-    but the signs is sent, so a value that is not finite does not show.
+    but the signs is sent, each a step of that size, so a value that is not finite does not show.
     """
 
     name: ClassVar[str] = "sign"
@@ -92,12 +92,12 @@ class Sign(_Signs):
     traits: ClassVar = TraitsByParameters(
         lambda stage: Traits(contraction=stage.scale == "mean", changes_sensitivity=True)
     )
-    may_send_as_is: ClassVar[bool] = False  # a vote has no size
+    may_send_as_is: ClassVar[bool] = False  # a sign has no size
 
     scale: Annotated[
         Annotated[float, Field(ge=1e-30, le=1e30)] | Literal["mean"],
         Field(description='What a sign is worth, 1e-30 to 1e30; "mean": the mean magnitude, which is sent.'),
-    ] = 1.0
+    ] = "mean"
 
     def encode(self, values_n: Vector, num_zeros: int, rng: Draws) -> Coded:
         """See `Quantiser.encode`; draws nothing."""

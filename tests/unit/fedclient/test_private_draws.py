@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedclient.residuals import MemoryResiduals
@@ -74,6 +75,18 @@ def test_draws_follow_from_the_clients_key_its_work_and_its_values() -> None:
             sent(stages, delta_D=nearly)[0],
         }
         assert len(frames) == 4
+
+
+def test_the_same_values_through_other_stages_are_hidden_by_other_draws() -> None:
+    """Else two jobs, or one more with a little more noise, would take the noise out: 2 y - y' is the update."""
+    kinds: list[list[dict[str, Any]]] = [
+        [{"codec": "clip", "norm": 1e9}, {"codec": "gaussian-noise", "std": std}] for std in (0.01, 0.02)
+    ]
+    one, two = (build_pipeline(stages).decode(sent(stages)[0], LAYOUT.sizes) for stages in kinds)
+    taken_out = np.linalg.norm(2 * one - two - VALUES) / np.sqrt(VALUES.size)
+    assert taken_out == pytest.approx(np.hypot(0.02, 0.02), rel=0.1)
+    rows = [np.frombuffer(sent([{"codec": "rqm", "extension": x}])[0], np.uint8)[-900:] for x in (1.0, 1.1)]
+    assert np.mean(rows[0] == rows[1]) < 0.2
 
 
 def test_the_seed_that_the_server_knows_is_not_enough_to_draw_the_same() -> None:

@@ -38,8 +38,15 @@ REFUSED_JOBS: Final = {
         ["per-tensor", "raw", "fixed-symbols", "zstd", "clip", "gaussian-noise", "threshold", "rand-k", "fp16", "int2"],
         ["uplink with error feedback"],
     ),
-    *product(["sign", "rqm"], ["uplink with error feedback"]),
-    *product(["clip", "gaussian-noise", "rqm"], ["downlink"]),
+    ("rqm", "uplink with error feedback"),
+    # An update's own business, or nothing says how far off what clients get is.
+    *product(["clip", "gaussian-noise", "rqm", "threshold", "rand-k", "fp16", "int2"], ["downlink"]),
+    # By their parameters: further from 0 than what they stand for, or above what an update may hold.
+    *product(
+        ["kmeans exact_zero = false", "ternary alpha = 1.0", "sign scale = 1.0"],
+        ["uplink with error feedback", "downlink"],
+    ),
+    *product(["sign scale = 100.0", "rqm clip = 64.0"], page.JOBS),
 }
 """By hand: what the page must refuse, and nothing else."""
 
@@ -81,9 +88,9 @@ def test_two_stages(first: str, second: str) -> None:
             run_through(plan_of(stages, "uplink, equal weights"))
 
 
-@pytest.mark.parametrize(("stage", "kind"), list(product(NAMES, page.JOBS)))
+@pytest.mark.parametrize(("stage", "kind"), list(product([*NAMES, *page.variants()], page.JOBS)))
 def test_stage_and_the_rest_of_the_job(stage: str, kind: str) -> None:
-    stages = page.shortest(stage)
+    stages = (stage,) if stage in page.variants() else page.shortest(stage)
     if (stage, kind) in REFUSED_JOBS:
         with pytest.raises(JobFileError):
             plan_of(stages, kind)

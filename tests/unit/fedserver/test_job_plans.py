@@ -12,7 +12,7 @@ import pytest
 from fedcodec import build_pipeline
 from fedcodec.presets import PRESETS
 from fedcore.errors import JobFileError
-from fedcore.jobfile import Job, parse_job
+from fedcore.jobfile import Job, load_job, parse_job
 from fedserver.rounds.plan import Plan, make_plan
 from tests.support.server import small_job
 
@@ -100,3 +100,27 @@ def test_catalogue_writes_out_what_a_preset_stands_for(name: str) -> None:
     written = tomllib.loads(f"uplink = {uplink}\ndownlink = {downlink}")
     assert written == {"uplink": list(PRESETS[name].uplink), "downlink": list(PRESETS[name].downlink)}
     assert error_feedback == ("{}" if PRESETS[name].error_feedback else "none")
+
+
+def test_preset_beside_the_same_written_out_is_refused_in_a_file(tmp_path: Path) -> None:
+    """By value it could not be told from the defaults."""
+    path = tmp_path / "job.toml"
+    text = '[job]\nname = "a"\nrounds = 1\n[task]\nname = "a"\n[schedule]\ncohort = 1\n[compression]\npreset = "int8"\n'
+    path.write_text(text, encoding="utf-8")
+    assert load_job(path).compression.preset == "int8"
+    path.write_text(text + 'uplink = [{ codec = "raw" }]\n', encoding="utf-8")
+    with pytest.raises(JobFileError, match="preset stands for the whole section, so it goes without uplink"):
+        load_job(path)
+
+
+@pytest.mark.parametrize(
+    ("uplink", "largest"),
+    [
+        ([{"codec": "sign", "scale": 100.0}], "100"),
+        ([{"codec": "rqm", "clip": 64.0, "extension": 1.0}], "65"),
+        ([{"codec": "clip"}, {"codec": "gaussian-noise", "std": 20.0}], "120"),
+    ],
+)
+def test_what_is_always_refused_later_is_refused_at_once(uplink: list[dict[str, Any]], largest: str) -> None:
+    with pytest.raises(JobFileError, match=f"values up to {largest} are made, and above aggregator.max_abs 64"):
+        plan_of(uplink=uplink)
