@@ -287,6 +287,14 @@ def revoke(deployment: Deployment, name: str) -> None:
     assert revoked.wait() == 0, revoked.story()
 
 
+async def connect(transport: GrpcTransport) -> None:
+    """Open a session. gRPC may see that the stream is closed before it sees why; a client tries again then."""
+    for _ in range(20):
+        with suppress(Unreachable):
+            async with transport.connect(HELLO):
+                return
+
+
 async def test_revoking_cuts_an_open_session_and_refuses_the_next(deployment: Deployment) -> None:
     identity = await asyncio.to_thread(deployment.enrol, "alice")
     transport = GrpcTransport(identity, SystemClock())
@@ -298,11 +306,7 @@ async def test_revoking_cuts_an_open_session_and_refuses_the_next(deployment: De
     with pytest.raises(Unauthenticated, match="revoked"):
         await transport.upload_state("0" * 32)
     with pytest.raises(Unauthenticated, match="revoked"):
-        for _ in range(20):
-            # gRPC may see that the stream is closed before it sees why; a client tries again then.
-            with suppress(Unreachable):
-                async with transport.connect(HELLO):
-                    break
+        await connect(transport)
     await transport.close()
 
 
