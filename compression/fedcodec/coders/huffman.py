@@ -23,13 +23,23 @@ _CHUNK: Final = 1 << 16
 """Codes encoded or counted at once; a multiple of `RUN_CODES`."""
 _RUNS: Final = 1 << 12
 """Runs decoded at once: where each stands fits a core's cache."""
+_FEW_RUNS: Final = 32
+"""Up to so many runs are decoded code by code: a step in all of them at once costs as much as so many codes."""
+_GROUP: Final = 32
+_GROUP_BYTES: Final = (7 + MAX_LENGTH * _GROUP + 7) // 8
+"""Codes decoded from one number, which is slow to shift if it is long, and its bytes."""
 _STEPS: Final = 3
 """Codes for which one look into the bytes is enough: 64 − 7 bits hold three of at most 15."""
 _OVERRUN_BYTES: Final = MAX_LENGTH * RUN_CODES // 8 + 8
 """How far a run may read beyond its end: it may be the last, and shorter than the others, or a lie."""
 
+_REVERSED: Final = np.array([int(f"{number:015b}"[::-1], 2) for number in range(1 << MAX_LENGTH)], dtype=np.int64)
+"""Each number of `MAX_LENGTH` bits with its bits in reverse."""
+
 Lengths = npt.NDArray[np.uint8]
 """By symbol: bits of its code; 0: it does not occur."""
+_Found = npt.NDArray[np.uint16]
+"""Symbols in the lower 8 bits, above them the lengths of their codes."""
 
 
 class Huffman(Plugin):
@@ -87,9 +97,8 @@ class Huffman(Plugin):
 def code_lengths(counts: npt.NDArray[np.int64]) -> Lengths:
     """Return the code length of each symbol, at most `MAX_LENGTH`, such that counts · lengths is the least there is.
 
-    Package-merge (Larmore, Hirschberg: A Fast Algorithm for Optimal Length-Limited Huffman Codes, 1990): a list
-    holds the symbols in order of their counts, and packages of two neighbours of the list before; at equal
-    weight symbols come first. A symbol's length is in how many lists it is among those taken.
+    Of several such codes it is the one with the least sum of lengths. Symbols in order of their counts, of equal ones
+    the first, have lengths that do not grow.
 
     Args:
         counts: by symbol, how often it occurs; of one symbol alone the length is 1.
@@ -101,18 +110,59 @@ def code_lengths(counts: npt.NDArray[np.int64]) -> Lengths:
         lengths[symbols] = 1
         return lengths
     weights = counts[symbols]
+    found = merged_lengths(weights.tolist())
+    lengths[symbols] = found if found[0] <= MAX_LENGTH else package_merge(weights)
+    return lengths
+
+
+def merged_lengths(weights: list[int]) -> list[int]:
+    """Return Huffman's lengths, without a limit, of two or more symbols in ascending order of their weights.
+
+    The two lightest nodes become one, again and again. That one is the heaviest so far, so nodes wait in two queues
+    (van Leeuwen: On the construction of Huffman trees, 1976). At equal weight symbols come first.
+
+    That is as if each weight were larger by the same infinitesimal, and so is what `package_merge` does: nodes that are
+    equal even then are trees of the same shape. So if the longest length is within the limit, both find the same.
+    """
+    num_symbols = len(weights)
+    nodes, parents = weights.copy(), [0] * (2 * num_symbols - 1)
+    symbol, node = 0, num_symbols
+    for parent in range(num_symbols, 2 * num_symbols - 1):
+        total = 0
+        for _ in range(2):
+            if symbol < num_symbols and (node == parent or nodes[symbol] <= nodes[node]):
+                lightest, symbol = symbol, symbol + 1
+            else:
+                lightest, node = node, node + 1
+            total += nodes[lightest]
+            parents[lightest] = parent
+        nodes.append(total)
+    depths = [0] * len(nodes)
+    for node in range(len(nodes) - 2, -1, -1):
+        depths[node] = depths[parents[node]] + 1
+    return sorted(depths[:num_symbols], reverse=True)
+
+
+def package_merge(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Return the lengths, at most `MAX_LENGTH`, of two or more symbols in ascending order of their weights.
+
+    Larmore, Hirschberg: A Fast Algorithm for Optimal Length-Limited Huffman Codes, 1990: a list holds the symbols, and
+    packages of two neighbours of the list before; at equal weight symbols come first. A symbol's length is in how many
+    lists it is among those taken.
+    """
+    lengths = np.zeros(weights.size, dtype=np.uint8)
     lists = []
     packages = weights[:0]
     for _ in range(MAX_LENGTH):
         merged = np.concatenate((weights, packages))
         order = np.argsort(merged, kind="stable")
-        lists.append(order < symbols.size)
+        lists.append(order < weights.size)
         merged = merged[order][: merged.size & ~1]
         packages = merged[::2] + merged[1::2]
-    taken = 2 * symbols.size - 2
+    taken = 2 * weights.size - 2
     for is_symbol in reversed(lists):
         num_symbols = int(np.count_nonzero(is_symbol[:taken]))
-        lengths[symbols[:num_symbols]] += 1
+        lengths[:num_symbols] += 1
         taken = 2 * (taken - num_symbols)
     return lengths
 
@@ -124,15 +174,20 @@ def _count(codes_n: Codes, num_codes: int) -> npt.NDArray[np.int64]:
     return counts
 
 
+def _in_order(lengths: Lengths) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the symbols in the order of their codes, shorter ones first, equal ones by symbol, and their lengths."""
+    symbols = np.flatnonzero(lengths)
+    sizes = lengths[symbols].astype(np.int64)
+    order = np.argsort(sizes, kind="stable")
+    return symbols[order], sizes[order]
+
+
 def _words(lengths: Lengths) -> npt.NDArray[np.uint64]:
-    """Return by symbol its bits, the first one lowest: canonical, so shorter ones first, equal ones by symbol."""
+    """Return by symbol its bits, the first one lowest."""
+    symbols, sizes = _in_order(lengths)
+    shares = 1 << (MAX_LENGTH - sizes)
     words = np.zeros(lengths.size, dtype=np.uint64)
-    word, before = 0, 0
-    for symbol in sorted(np.flatnonzero(lengths), key=lambda symbol: (lengths[symbol], symbol)):
-        length = int(lengths[symbol])
-        word <<= length - before
-        words[symbol] = int(f"{word:0{length}b}"[::-1], 2)
-        word, before = word + 1, length
+    words[symbols] = _REVERSED[np.cumsum(shares) - shares]
     return words
 
 
@@ -168,11 +223,40 @@ def _write(codes_n: Codes, lengths: Lengths, num_bits: int) -> tuple[npt.NDArray
 
 
 def _read_runs(data: memoryview, run_bits: npt.NDArray[Any], lengths: Lengths, count: int) -> Codes:
+    by_bits = _by_bits(lengths)
+    if run_bits.size <= _FEW_RUNS:
+        return _read_one_by_one(data, run_bits.tolist(), by_bits, count)
+    return _read_together(data, run_bits, lengths, by_bits, count)
+
+
+def _read_one_by_one(data: memoryview, run_bits: list[int], by_bits: _Found, count: int) -> Codes:
+    symbols, sizes = by_bits.astype(np.uint8).tobytes(), (by_bits >> 8).astype(np.uint8).tobytes()
+    mask = by_bits.size - 1
+    codes = bytearray()
+    end = 0
+    for num_bits in run_bits:
+        at, end = end, end + num_bits
+        last = min(len(codes) + RUN_CODES, count)
+        while len(codes) < last:
+            window = int.from_bytes(data[at >> 3 : (at >> 3) + _GROUP_BYTES], "little") >> (at & 7)
+            for _ in range(min(_GROUP, last - len(codes))):
+                bits = window & mask
+                codes.append(symbols[bits])
+                window >>= sizes[bits]
+                at += sizes[bits]
+        if at != end:
+            raise FrameError("a run of codes does not end where its length says")
+    return np.frombuffer(codes, dtype=np.uint8)
+
+
+def _read_together(
+    data: memoryview, run_bits: npt.NDArray[Any], lengths: Lengths, by_bits: _Found, count: int
+) -> Codes:
     padded = np.zeros(len(data) + _OVERRUN_BYTES, dtype=np.uint8)
     padded[: len(data)] = data
     # The eight bytes from each byte on.
     windows = np.ndarray(padded.size - 7, dtype="<u8", buffer=padded, strides=(1,))
-    by_bits = _by_bits(lengths)
+    mask = np.uint64(by_bits.size - 1)
     ends = np.cumsum(run_bits, dtype=np.int64)
     starts = ends - run_bits
     codes = np.empty((run_bits.size, RUN_CODES), dtype=np.uint8)
@@ -184,7 +268,7 @@ def _read_runs(data: memoryview, run_bits: npt.NDArray[Any], lengths: Lengths, c
             window = windows[at >> 3] >> (at & 7).astype(np.uint64)
             used = np.zeros(at.size, dtype=np.uint16)
             for row in rows[step : min(step + _STEPS, steps)]:
-                found = by_bits[(window & np.uint64((1 << MAX_LENGTH) - 1)).astype(np.int64)]
+                found = by_bits[(window & mask).astype(np.int64)]
                 row[:] = found & np.uint16(0xFF)
                 found >>= np.uint16(8)
                 window >>= found
@@ -199,10 +283,10 @@ def _read_runs(data: memoryview, run_bits: npt.NDArray[Any], lengths: Lengths, c
     return codes.ravel()[:count]
 
 
-def _by_bits(lengths: Lengths) -> npt.NDArray[np.uint16]:
-    """Return by the next 15 bits which symbol they begin with, and above its 8 bits the length of its code."""
-    found = np.empty(1 << MAX_LENGTH, dtype=np.uint16)
-    words = _words(lengths)
-    for symbol in np.flatnonzero(lengths):
-        found[int(words[symbol]) :: 1 << int(lengths[symbol])] = int(lengths[symbol]) << 8 | symbol
+def _by_bits(lengths: Lengths) -> _Found:
+    """Return by the next bits, as many as the longest code has, which symbol they begin with, and its length above."""
+    symbols, sizes = _in_order(lengths)
+    longest = int(sizes[-1])
+    in_order = np.repeat((sizes << 8 | symbols).astype(np.uint16), 1 << (longest - sizes))
+    found: _Found = in_order[_REVERSED[: 1 << longest] >> (MAX_LENGTH - longest)]
     return found

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from fedcodec import build_pipeline
 from fedcodec.base import Codes
-from fedcodec.coders.huffman import MAX_LENGTH, RUN_CODES, Huffman, code_lengths
+from fedcodec.coders import huffman
+from fedcodec.coders.huffman import MAX_LENGTH, RUN_CODES, Huffman, code_lengths, merged_lengths, package_merge
 from fedcodec.reader import Reader
 from fedcore.errors import FrameError, InvalidInput
 
@@ -151,6 +152,19 @@ def test_length_is_limited_and_the_limited_code_the_shortest(num_symbols: int) -
     assert (total == huffman_cost(counts)) == (num_symbols == 16)
 
 
+# Few different weights: what is equal must be taken in the same order.
+weight = st.integers(1, 3) | st.integers(1, 40) | st.integers(1, 1 << 40) | st.sampled_from(FIBONACCI)
+
+
+@given(st.lists(weight, min_size=2, max_size=256).map(sorted) | st.integers(2, 24).map(lambda num: FIBONACCI[:num]))
+def test_lengths_by_merging_are_those_by_packages_unless_they_are_too_long(weights: list[int]) -> None:
+    merged = merged_lengths(weights)
+    assert sum(map(math.prod, zip(weights, merged, strict=True))) == huffman_cost(weights)
+    packaged = package_merge(np.array(weights, dtype=np.int64)).tolist()
+    assert (packaged == merged) == (merged[0] <= MAX_LENGTH)
+    assert code_lengths(np.array(weights, dtype=np.int64)).tolist() == packaged
+
+
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=9))
 def test_oracle_for_limited_codes_agrees_with_huffman_where_there_is_no_limit(counts: list[int]) -> None:
     assert limited_cost(counts, 8) == huffman_cost(counts)
@@ -223,6 +237,39 @@ def framed(lengths: Sequence[int], run_bits: Sequence[int], text: str) -> bytes:
     return bit_string(lengths, 4) + bit_string(run_bits, 14) + bits(text)
 
 
+def outcome(data: bytes | bytearray, count: int, num_codes: int, few_runs: int) -> list[int] | str:
+    """Decode, if there are more runs than so many a step in all of them at once, else code by code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huffman, "_FEW_RUNS", few_runs)
+        try:
+            return decode(bytes(data), count, num_codes)
+        except FrameError as error:
+            return str(error)
+
+
+@given(
+    count=st.integers(1, 5 * RUN_CODES) | st.sampled_from([RUN_CODES - 1, RUN_CODES, RUN_CODES + 1, 2 * RUN_CODES]),
+    num_codes=st.sampled_from([2, 3, 16, 255]),
+    share=st.floats(0.01, 0.9),
+    flips=st.lists(st.integers(0, 1 << 20), max_size=3),
+    moved=st.integers(-2, 2),
+)
+def test_few_runs_are_read_like_many(count: int, num_codes: int, share: float, flips: list[int], moved: int) -> None:
+    codes = skewed(count, num_codes, share)
+    data = bytearray(encode(codes, num_codes))
+    if not flips and not moved:
+        assert outcome(data, count, num_codes, 0) == outcome(data, count, num_codes, 5) == codes.tolist()
+    head = -(-num_codes // 2)
+    for flip in flips:
+        at = flip % (8 * len(data))
+        data[at // 8] ^= 1 << at % 8
+    if count > RUN_CODES and len(data) > head + 4:
+        # The sum of the lengths stays, so that the runs are looked at.
+        run_bits = int.from_bytes(data[head : head + 4], "little") + moved - (moved << 14)
+        data[head : head + 4] = (run_bits % (1 << 32)).to_bytes(4, "little")
+    assert outcome(data, count, num_codes, 0) == outcome(data, count, num_codes, 5)
+
+
 HOSTILE = {
     "nothing": (b"", 3),
     "lengths cut short": (bytes([0x02]), 3),
@@ -249,9 +296,11 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_what_is_not_written_is_refused(what: str) -> None:
     data, count = HOSTILE[what]
+    num_codes = 3 if what == "bits behind the last length" else 4
     assert decode(framed([1, 1, 0], [3], "010"), 3, 3) == [0, 1, 0]
     with pytest.raises(FrameError, match="Kraft's sum" if what.startswith("Kraft") else None):
-        decode(data, count, 3 if what == "bits behind the last length" else 4)
+        decode(data, count, num_codes)
+    assert outcome(data, count, num_codes, 0) == outcome(data, count, num_codes, 1)
 
 
 def test_codes_that_cannot_be_there_cost_no_memory() -> None:
