@@ -270,6 +270,13 @@ def test_few_runs_are_read_like_many(count: int, num_codes: int, share: float, f
     assert outcome(data, count, num_codes, 0) == outcome(data, count, num_codes, 5)
 
 
+def test_many_longest_codes_side_by_side_are_read_one_by_one() -> None:
+    frequent = [np.full(256 << place, place, dtype=np.uint8) for place in range(8)]
+    codes = np.concatenate([np.arange(8, 256, dtype=np.uint8), *frequent])
+    assert code_lengths(np.bincount(codes))[8:72].tolist() == [MAX_LENGTH] * 64
+    assert outcome(encode(codes, 256), codes.size, 256, codes.size) == codes.tolist()
+
+
 HOSTILE = {
     "nothing": (b"", 3),
     "lengths cut short": (bytes([0x02]), 3),
