@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
     start: int
     size: int
-    positions_n: npt.NDArray[np.int64] | None
+    positions_n: npt.NDArray[np.signedinteger[Any]] | None
     given_n: npt.NDArray[Any]
     book: Vector | None = None
     rest: float = 0.0
@@ -56,7 +56,9 @@ def dense_blocks(parts: Iterable[Part], block_values: int) -> Iterator[Vector]:
             size = min(block_values, part.size - start)
             first, end, inner = start, start + size, None
             if part.positions_n is not None:
-                first, end = np.searchsorted(part.positions_n, (start, start + size))
+                # With numbers of another type it would copy all positions for each block.
+                ends = np.array((start, start + size), dtype=part.positions_n.dtype)
+                first, end = np.searchsorted(part.positions_n, ends)
                 inner = part.positions_n[first:end] - start
             yield Part(start, size, inner, part.given_n[first:end], part.book, part.rest).dense()
 

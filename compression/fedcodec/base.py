@@ -30,8 +30,8 @@ BLOCK_VALUES: Final = 1 << 18
 
 Codes = npt.NDArray[Any]
 """Unsigned integers: uint8, uint16 or uint32."""
-Positions = npt.NDArray[np.int64]
-"""Ascending, each once, from 0 to D − 1."""
+Positions = npt.NDArray[np.signedinteger[Any]]
+"""Ascending, each once, from 0 to D − 1; decoded ones as `position_type` says."""
 
 Kind = Literal["clip", "noise", "split", "select", "quantise", "positions", "symbols", "compress"]
 KINDS: Final[tuple[Kind, ...]] = ("clip", "noise", "split", "select", "quantise", "positions", "symbols", "compress")
@@ -302,3 +302,8 @@ class TraitsByParameters:
 def code_type(num_codes: int) -> type[np.uint8] | type[np.uint16] | type[np.uint32]:
     """Return the smallest unsigned type that holds `num_codes` − 1."""
     return np.uint8 if num_codes <= 1 << 8 else np.uint16 if num_codes <= 1 << 16 else np.uint32
+
+
+def position_type(size: int) -> type[np.int32] | type[np.int64]:
+    """Return the smaller type that holds positions below `size`: of all that a frame decodes to they take most."""
+    return np.int32 if size < 1 << 31 else np.int64

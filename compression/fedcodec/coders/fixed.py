@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcodec.base import LOSSLESS, Codes, Kind, Positions, Traits, code_type
+from fedcodec.base import LOSSLESS, Codes, Kind, Positions, Traits, code_type, position_type
 from fedcodec.bits import pack, packed_bytes, unpack
 from fedcodec.reader import Reader
 from fedcore.errors import FrameError
@@ -32,7 +32,9 @@ class FixedPositions(Plugin):
     def decode(self, reader: Reader, count: int, size: int) -> Positions:
         """See `PositionCoder.decode`."""
         data = reader.take(self.max_bytes(count, size), "positions")
-        positions_n: Positions = unpack(data, count, (size - 1).bit_length(), np.uint64).astype(np.int64)
+        dtype = position_type(size)
+        unsigned = np.uint32 if dtype is np.int32 else np.uint64
+        positions_n: Positions = unpack(data, count, (size - 1).bit_length(), unsigned).view(dtype)
         check_positions(positions_n, size)
         return positions_n
 
@@ -71,7 +73,7 @@ def check_positions(positions_n: Positions, size: int) -> None:
         FrameError: the positions are not ascending, or one is not below `size`.
     """
     if positions_n.size:
-        if (np.diff(positions_n) <= 0).any():
+        if (positions_n[1:] <= positions_n[:-1]).any():
             raise FrameError("positions are not ascending")
         if positions_n[0] < 0 or positions_n[-1] >= size:
             raise FrameError(f"position {positions_n[-1]}: below {size}")

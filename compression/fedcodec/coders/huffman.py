@@ -242,8 +242,9 @@ def _read_one_by_one(data: memoryview, run_bits: list[int], by_bits: _Found, cou
             for _ in range(min(_GROUP, last - len(codes))):
                 bits = window & mask
                 codes.append(symbols[bits])
-                window >>= sizes[bits]
-                at += sizes[bits]
+                used = sizes[bits]
+                window >>= used
+                at += used
         if at != end:
             raise FrameError("a run of codes does not end where its length says")
     return np.frombuffer(codes, dtype=np.uint8)

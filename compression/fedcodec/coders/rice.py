@@ -5,12 +5,13 @@ Golomb: Run-length encodings, 1966; Rice, Plaunt: Adaptive Variable-Length Codin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from fedcodec.base import LOSSLESS, Kind, Positions, Traits
+from fedcodec.base import LOSSLESS, Kind, Positions, Traits, position_type
 from fedcodec.reader import Reader
 from fedcore.errors import FrameError
 from fedcore.plugin import Plugin
@@ -20,6 +21,9 @@ MAX_WIDTH: Final = 31
 
 _BLOCK_BITS: Final = 1 << 14
 """Bits in which codes are found at once: what that takes stays in a core's cache. A multiple of 8."""
+
+_CHUNK_VALUES: Final = 1 << 14
+"""Positions whose gaps are looked at at once, for the same reason."""
 
 _Ints = npt.NDArray[np.int64]
 
@@ -40,7 +44,7 @@ class Rice(Plugin):
     def encode(self, positions_n: Positions, size: int) -> bytes:
         """See `PositionCoder.encode`."""
         gaps_n = np.diff(positions_n, prepend=-1) - 1
-        width = best_width(gaps_n)
+        width = best_width(positions_n)
         ends_n = np.cumsum((gaps_n >> width) + (1 + width)) - (1 + width)
         # All ones, but for the zero that ends each quotient and the remainder behind it.
         bits = np.ones(int(ends_n[-1]) + 1 + width if ends_n.size else 0, dtype=np.uint8)
@@ -61,61 +65,73 @@ class Rice(Plugin):
         # The gaps' sum is at most size − count, so the quotients' sum is bounded, and with it what is looked at.
         most_bits = _max_bits(count, size, width)
         data = np.frombuffer(reader.ahead(-(-most_bits // 8)), dtype=np.uint8)
-        ends_n = _quotient_ends(data, count, width, min(most_bits, 8 * data.size))
-        num_bits = int(ends_n[-1]) + 1 + width if count else 0
+        most_bits = min(most_bits, 8 * data.size)
+        if count * (1 + width) > most_bits:
+            raise FrameError(f"{count} positions in {most_bits} bits")
+        positions_n: Positions = np.empty(count, dtype=position_type(size))
+        num_bits = num_found = 0
+        before = -1
+        for ends in _quotient_ends(data, count, width, most_bits):
+            quotients = np.diff(ends, prepend=num_bits - 1 - width) - (1 + width)
+            positions = before + np.cumsum((quotients << width) + _numbers_at(data, ends + 1, width) + 1)
+            before = int(positions[-1])
+            if before >= size:
+                raise FrameError(f"position {before}: below {size}")
+            positions_n[num_found : num_found + ends.size] = positions
+            num_found += ends.size
+            num_bits = int(ends[-1]) + 1 + width
+        if num_found < count or num_bits > most_bits:
+            raise FrameError(f"{count} positions are cut short, or go beyond the last one")
         used = reader.take(-(-num_bits // 8), "positions")
         if num_bits % 8 and used[-1] >> num_bits % 8:
             raise FrameError("bits behind the last position are not zero")
-        quotients_n = np.diff(ends_n, prepend=-1 - width) - (1 + width)
-        gaps_n = (quotients_n << width) + _numbers_at(np.frombuffer(used, dtype=np.uint8), ends_n + 1, width)
-        positions_n: Positions = np.cumsum(gaps_n + 1) - 1
-        if count and positions_n[-1] >= size:
-            raise FrameError(f"position {positions_n[-1]}: below {size}")
-        if width != best_width(gaps_n):
-            raise FrameError(f"remainders of {width} bits, shortest are {best_width(gaps_n)}")
+        if width != best_width(positions_n):
+            raise FrameError(f"remainders of {width} bits, shortest are {best_width(positions_n)}")
         return positions_n
 
 
-def best_width(gaps_n: _Ints) -> int:
-    """Return the width with which gaps take the fewest bits, of equal ones the smallest.
+def best_width(positions_n: Positions) -> int:
+    """Return the width with which the gaps between positions take the fewest bits, of equal ones the smallest.
 
     One bit wider costs a bit a gap and saves ⌈q / 2⌉ for each quotient q. That falls with the width, so the first
     width is best that is not worth widening; and none is once it divides by the mean or more.
     """
-    if not gaps_n.size:
+    count = positions_n.size
+    if not count:
         return 0
-    total = int(gaps_n.sum())
-    width = min(MAX_WIDTH, max(0, -(-total // gaps_n.size) - 1).bit_length())
-    while width and int((((gaps_n >> (width - 1)) + 1) >> 1).sum()) <= gaps_n.size:
+    total = int(positions_n[-1]) + 1 - count
+    width = min(MAX_WIDTH, max(0, -(-total // count) - 1).bit_length())
+    while width and sum(int((((gaps >> (width - 1)) + 1) >> 1).sum()) for gaps in _gaps(positions_n)) <= count:
         width -= 1
     return width
+
+
+def _gaps(positions_n: Positions) -> Iterator[_Ints]:
+    """Yield the gaps of a chunk of positions after the other."""
+    before = -1
+    for start in range(0, positions_n.size, _CHUNK_VALUES):
+        chunk = positions_n[start : start + _CHUNK_VALUES].astype(np.int64, copy=False)
+        yield np.diff(chunk, prepend=before) - 1
+        before = int(chunk[-1])
 
 
 def _max_bits(count: int, size: int, width: int) -> int:
     return count * (1 + width) + ((size - count) >> width)
 
 
-def _quotient_ends(data: npt.NDArray[np.uint8], count: int, width: int, num_bits: int) -> _Ints:
-    """Return where each quotient's zero is; the last remainder ends by `num_bits`.
-
-    Raises:
-        FrameError: there are fewer.
-    """
-    if count * (1 + width) > num_bits:
-        raise FrameError(f"{count} positions in {num_bits} bits")
-    found, missing, start = [np.empty(0, dtype=np.int64)], count, 0
-    while missing and start < num_bits:
+def _quotient_ends(data: npt.NDArray[np.uint8], count: int, width: int, num_bits: int) -> Iterator[_Ints]:
+    """Yield where each quotient's zero is, `count` of them at most, those that begin in a block together."""
+    start = 0
+    while count and start < num_bits:
         block = start // 8 * 8
         bits = np.unpackbits(data[block // 8 : (block + _BLOCK_BITS) // 8], bitorder="little")
-        ends = block + _ends_within(bits, start - block, width)[:missing]
-        found.append(ends)
-        missing -= ends.size
+        ends = block + _ends_within(bits, start - block, width)[:count]
         # No end in a block: it is all ones.
-        start = int(ends[-1]) + 1 + width if ends.size else block + _BLOCK_BITS
-    ends_n = np.concatenate(found)
-    if missing or (count and int(ends_n[-1]) + 1 + width > num_bits):
-        raise FrameError(f"{count} positions are cut short, or go beyond the last one")
-    return ends_n
+        start = block + _BLOCK_BITS
+        if ends.size:
+            yield ends
+            count -= ends.size
+            start = int(ends[-1]) + 1 + width
 
 
 def _ends_within(bits: npt.NDArray[np.uint8], start: int, width: int) -> _Ints:
@@ -139,11 +155,14 @@ def _ends_within(bits: npt.NDArray[np.uint8], start: int, width: int) -> _Ints:
 
 
 def _numbers_at(data: npt.NDArray[np.uint8], starts_n: _Ints, width: int) -> _Ints:
-    """Return the numbers of `width` bits that begin at these bits."""
+    """Return the numbers of `width` bits that begin at these bits; behind the data are zeros."""
     if not width:
         return np.zeros(starts_n.size, dtype=np.int64)
-    padded = np.zeros(data.size + 8, dtype=np.uint8)
-    padded[: data.size] = data
-    words_n = np.lib.stride_tricks.sliding_window_view(padded, 8)[starts_n >> 3].view("<u8")[:, 0]
+    first, end = int(starts_n[0]) >> 3, (int(starts_n[-1]) >> 3) + 8
+    padded = np.zeros(end - first, dtype=np.uint8)
+    padded[: max(0, data.size - first)] = data[first:end]
+    # The eight bytes from each byte on.
+    windows = np.ndarray(end - first - 7, dtype="<u8", buffer=padded, strides=(1,))
+    words_n = windows[(starts_n >> 3) - first]
     numbers_n: _Ints = (words_n >> (starts_n & 7).astype(np.uint64)).astype(np.int64)
     return numbers_n & ((1 << width) - 1)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fedcodec.base import Positions
+from fedcodec.base import PositionCoder, Positions
+from fedcodec.coders.fixed import FixedPositions
 from fedcodec.coders.rice import Rice
 from fedcodec.reader import Reader
 from fedcore.errors import FrameError
@@ -99,6 +100,28 @@ def test_farthest_position_there_can_be() -> None:
         assert data == written(positions, shortest_width(positions))
         assert decode(data, len(positions), size) == positions
         assert len(data) <= Rice().max_bytes(len(positions), size)
+
+
+@pytest.mark.parametrize("coder", [Rice(), FixedPositions()], ids=lambda coder: coder.name)
+@pytest.mark.parametrize("size", [1, 2, (1 << 31) - 1, 1 << 31, (1 << 31) + 1, (1 << 32) + 1])
+def test_positions_take_four_bytes_where_that_is_enough(coder: PositionCoder, size: int) -> None:
+    positions = sorted({0, size // 3, size - 1})
+    found = coder.decode(Reader(coder.encode(array(positions), size)), len(positions), size)
+    assert found.tolist() == positions
+    assert found.itemsize == (4 if size < 1 << 31 else 8)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_decoding_takes_memory_for_the_positions_and_a_block(share: float) -> None:
+    positions = at_random(share, 4_000_000)
+    data = Rice().encode(positions, 4_000_000)
+    tracemalloc.start()
+    try:
+        Rice().decode(Reader(data), positions.size, 4_000_000)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 * positions.size + 2_500_000
 
 
 @pytest.mark.parametrize(("share", "bits"), BITS_BY_SHARE.items())
