@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final, Self
 
 import numpy as np
@@ -78,10 +79,7 @@ class Rqm(Plugin):
 
     def decode(self, codes: Codes, table: None, start: int) -> Decoded:
         """See `Quantiser.decode`."""
-        top = self.levels - 1
-        places = np.arange(-top, top + 1, 2, dtype=np.float64)
-        values: Vector = ((self.clip + self.extension) * places / top).astype(np.float32)
-        return Decoded(codes, values)
+        return Decoded(codes, _book(self.levels, self.clip + self.extension))
 
     def rest(self, table: None) -> float:
         """See `Quantiser.rest`."""
@@ -98,6 +96,15 @@ class Rqm(Plugin):
         upper = np.minimum(below + 1 + np.floor(rng.standard_exponential(values.size) / rate), self.levels - 1)
         found: npt.NDArray[np.float64] = np.where(rng.random(values.size) * (upper - lower) < at - lower, upper, lower)
         return found
+
+
+@lru_cache(maxsize=4)  # of up to 256 KiB each: more jobs at a time with different levels are rare
+def _book(levels: int, reach: float) -> Vector:
+    """Return the values of the levels, which cannot be written to."""
+    top = levels - 1
+    book: Vector = (reach * np.arange(-top, top + 1, 2, dtype=np.float64) / top).astype(np.float32)
+    book.flags.writeable = False
+    return book
 
 
 def place(values: Any, levels: int, clip: float, extension: float) -> Any:

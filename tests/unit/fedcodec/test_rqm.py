@@ -184,6 +184,19 @@ def test_codes_are_levels_and_decode_to_them(levels: int) -> None:
     np.testing.assert_allclose(stage.decode(every, None, 0).values_n, levels_of(levels, 2.0), rtol=0, atol=2e-7)
 
 
+def test_levels_are_computed_once_and_nobody_can_change_them() -> None:
+    codes = np.zeros(1, dtype=np.uint16)
+    books = [
+        Rqm(levels=300, clip=clip, keep=keep).decode(codes, None, 0).book for clip in (1, 3) for keep in (0.1, 0.2)
+    ]
+    assert books[0] is books[1] is not books[2] is books[3]
+    for book, reach in zip(books[1:3], (2.0, 4.0), strict=True):
+        assert book is not None
+        np.testing.assert_allclose(book, levels_of(300, reach), rtol=0, atol=4e-7)
+        with pytest.raises(ValueError, match="read-only"):
+            book[0] = 0
+
+
 def test_sum_of_codes_decodes_to_the_sum_of_values() -> None:
     stage = Rqm(levels=7, clip=0.5, extension=0.25)
     codes = [
