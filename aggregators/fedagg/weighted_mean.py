@@ -52,8 +52,12 @@ class WeightedMean(Plugin):
 
 
 def to_grid(values: Any, scale: float) -> Any:
-    """Return float32 values times `scale` as the nearest integers, int64; multiplied in float64."""
-    return np.rint(np.multiply(values, scale, dtype=np.float64)).astype(np.int64)
+    """Return float32 values times `scale` as the nearest integers, int64; multiplied in float64.
+
+    What is not an int64 becomes some number: an entry of a book that no value has may be anything.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.rint(np.multiply(values, scale, dtype=np.float64)).astype(np.int64)
 
 
 class FixedPointFold:
@@ -103,12 +107,10 @@ class FixedPointFold:
             if part.start != start or start + part.size > num_values:
                 raise ValueError(f"values {part.start} to {part.start + part.size}, expected some from {start} on")
             sums = self._sums_D[start : start + part.size]
-            if part.positions_n is not None:
-                self._add_scattered(sums, part, scale)
-            elif part.book is not None:
-                self._add_codes(sums, part.given_n, to_grid(part.book, scale))
+            if part.book is not None and part.book.size > part.given_n.size:
+                self._add_part(sums, part._replace(given_n=part.values_n, book=None), scale)
             else:
-                self._add_block(sums, part.given_n, scale)
+                self._add_part(sums, part, scale)
             start += part.size
         if start != num_values:
             raise ValueError(f"{start} values, expected {num_values}")
@@ -139,9 +141,18 @@ class FixedPointFold:
         if self._broken:
             raise ValueError("the fold is broken: it holds a part of an update")
 
+    def _add_part(self, sums: npt.NDArray[np.int64], part: Part, scale: float) -> None:
+        if part.positions_n is not None:
+            self._add_scattered(sums, part, scale)
+        elif part.book is not None:
+            self._add_codes(sums, part.given_n, to_grid(part.book, scale))
+        else:
+            self._add_block(sums, part.given_n, scale)
+
     def _add_scattered(self, sums: npt.NDArray[np.int64], part: Part, scale: float) -> None:
         assert part.positions_n is not None
-        rest = to_grid(np.float32(part.rest), scale)
+        # If no value is left to it, it may be anything.
+        rest = to_grid(np.float32(part.rest), scale) if part.given_n.size < part.size else 0
         book = None if part.book is None else to_grid(part.book, scale)
         if rest:
             sums += rest

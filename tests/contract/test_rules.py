@@ -6,8 +6,10 @@ import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
@@ -216,13 +218,33 @@ def test_fold_and_block_of_no_values_are_refused(name: str) -> None:
 def a_part(seed: int, start: int, size: int, is_sparse: bool, has_book: bool) -> Part:
     """Return values at random, given in one of the four ways."""
     rng = np.random.default_rng(seed)
-    positions_n = np.flatnonzero(rng.random(size) < 0.3) if is_sparse else None
+    positions_n: npt.NDArray[np.signedinteger[Any]] | None = None
+    if is_sparse:
+        positions_n = np.flatnonzero(rng.random(size) < 0.3)
+        positions_n = positions_n.astype(np.int32) if seed % 2 else positions_n
     count = size if positions_n is None else positions_n.size
     rest = float(np.float32(rng.choice([0, rng.uniform(-2, 2)]))) if is_sparse else 0.0
     if not has_book:
         return Part(start, size, positions_n, rng.uniform(-2, 2, count).astype(np.float32), rest=rest)
     book = rng.uniform(-2, 2, int(rng.integers(1, 300))).astype(np.float32)
     return Part(start, size, positions_n, rng.integers(0, book.size, count, dtype=np.uint16), book, rest)
+
+
+@pytest.mark.parametrize("positions", [None, [0, 1, 2]])
+@pytest.mark.parametrize("odd", [3e38, float("nan"), float("inf")])
+@pytest.mark.parametrize("num_entries", [3, 300])
+def test_entries_and_a_rest_that_no_value_has_add_nothing(
+    name: str, num_entries: int, odd: float, positions: list[int] | None
+) -> None:
+    book = np.full(num_entries, odd, dtype=np.float32)
+    book[:2] = 1.5, -0.25
+    positions_n = None if positions is None else np.array(positions)
+    codes = np.array([1, 0, 1], dtype=np.uint16)
+    fold = make(name).open(3, CAPACITY)
+    fold.add([Part(0, 3, positions_n, codes, book, 0.0 if positions is None else odd)], 2)
+    dense = make(name).open(3, CAPACITY)
+    dense.add(dense_parts([book[codes]]), 2)
+    assert aggregate(fold).tobytes() == aggregate(dense).tobytes()
 
 
 @drawn(
