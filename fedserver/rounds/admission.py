@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from fedserver.state.vault import passing
 
 if TYPE_CHECKING:
     from fedserver.rounds.engine import JobEngine
+
+CHUNK_VALUES: Final = 1 << 16
+"""Values looked at at once: what is computed on the way stays in a core's cache."""
 
 
 def check_signature(client: str, key: bytes | None, header_bytes: bytes, signature: bytes) -> None:
@@ -70,8 +73,7 @@ def check_header(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> N
         raise UpdateRejected(
             UpdateResult.WRONG_LAYOUT, f"layout {header.layout_digest[:12]}, the job's is {layout.digest[:12]}"
         )
-    pipeline = engine.plan.pipeline_of(attempt.kind)
-    limit = 0 if pipeline is None else pipeline.max_frame_bytes(layout.sizes)
+    limit = engine.plan.max_frame_bytes(attempt.kind, layout)
     if header.frame_bytes > limit:
         raise UpdateRejected(UpdateResult.WRONG_SIZE, f"frame of {header.frame_bytes} bytes, at most {limit}")
     if attempt.kind is WorkKind.TRAIN and header.num_examples < 1:
@@ -95,21 +97,28 @@ def check_frame(header: UpdateHeader, attempt: Attempt, engine: JobEngine, frame
 
 
 def check_values(parts: Iterable[Part], max_abs: float) -> None:
-    """Look at every value.
+    """Look at every value; an entry of a book that no value has, and a `rest` that none is left to, do no harm.
 
     Raises:
         UpdateRejected: NOT_FINITE or OUT_OF_BOUNDS; the text names the first such value, its place and the bound.
     """
     for part in parts:
-        if not (np.abs(part.given_n if part.book is None else part.book) <= max_abs).all():  # false for NaN too
-            # An entry of the book that no value has does no harm.
-            is_fine = np.abs(part.values_n) <= max_abs
-            index = int(np.argmin(is_fine)) if is_fine.size else 0
-            if is_fine.size and not is_fine[index]:
-                place = index if part.positions_n is None else int(part.positions_n[index])
-                _refuse_value(float(part.values_n[index]), f"value {part.start + place}", max_abs)
-        if not abs(part.rest) <= max_abs:
+        book = part.book
+        # A comparison is false for NaN too.
+        if book is None or book.size > part.given_n.size or not (np.abs(book) <= max_abs).all():
+            _check_each(part, max_abs)
+        if part.given_n.size < part.size and not abs(part.rest) <= max_abs:
             _refuse_value(part.rest, f"what is not sent of the values from {part.start} on", max_abs)
+
+
+def _check_each(part: Part, max_abs: float) -> None:
+    for start in range(0, part.given_n.size, CHUNK_VALUES):
+        values = part._replace(given_n=part.given_n[start : start + CHUNK_VALUES]).values_n
+        is_fine = np.abs(values) <= max_abs
+        if not is_fine.all():
+            index = int(np.argmin(is_fine))
+            place = start + index if part.positions_n is None else int(part.positions_n[start + index])
+            _refuse_value(float(values[index]), f"value {part.start + place}", max_abs)
 
 
 def _refuse_value(value: float, what: str, max_abs: float) -> NoReturn:

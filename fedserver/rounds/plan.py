@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from fedagg import build_optimizer, build_rule
@@ -12,6 +12,7 @@ from fedcodec import Pipeline, build_pipeline
 from fedcodec.presets import expand
 from fedcore.errors import InvalidInput, JobFileError, UnknownPlugin
 from fedcore.jobfile import CodecStage, Job
+from fedcore.layout import Layout
 from fedcore.messages import UpdateHeader, WorkKind
 from fedserver.rounds.fitness import misfits_of
 
@@ -28,6 +29,8 @@ class Plan:
     downlink: Pipeline
     rule: Rule
     optimizer: ServerOptimizer
+    _bounds: dict[WorkKind, tuple[str, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By kind, the layout's digest and the bound."""
 
     def open_fold(self, num_values: int) -> Fold:
         """Return an empty fold for one version.
@@ -45,6 +48,19 @@ class Plan:
     def pipeline_of(self, kind: WorkKind) -> Pipeline | None:
         """Return how the frames of this kind of work are encoded; None: there is no frame."""
         return {WorkKind.INITIALISE: INITIAL, WorkKind.TRAIN: self.uplink, WorkKind.EVALUATE: None}[kind]
+
+    def max_frame_bytes(self, kind: WorkKind, layout: Layout) -> int:
+        """Return a bound on the frames of this kind of work.
+
+        Of many tensors that takes long, so it is computed once as long as the layout stays the same. Called on the
+        event loop's thread alone.
+        """
+        pipeline = self.pipeline_of(kind)
+        if pipeline is None:
+            return 0
+        if self._bounds.get(kind, ("", 0))[0] != layout.digest:
+            self._bounds[kind] = (layout.digest, pipeline.max_frame_bytes(layout.sizes))
+        return self._bounds[kind][1]
 
     def weight_of(self, header: UpdateHeader) -> int:
         """Return an update's weight: its sample count, which the client declares itself and the job therefore caps."""
