@@ -67,6 +67,14 @@ def test_the_first_value_that_is_not_fine_is_named(parts: list[Part]) -> None:
     assert found == expected
 
 
+@pytest.mark.parametrize("rest", ODD)
+def test_a_rest_is_looked_at_only_where_a_value_is_left_to_it(rest: float) -> None:
+    part = Part(4, 2, np.arange(2, dtype=np.int32), np.ones(2, dtype=np.float32), rest=rest)
+    check_values([part], 2.0)
+    with pytest.raises(UpdateRejected, match="what is not sent of the values from 4 on is"):
+        check_values([part._replace(size=3)], 2.0)
+
+
 @pytest.mark.parametrize("at", [0, CHUNK_VALUES - 1, CHUNK_VALUES, 2 * CHUNK_VALUES + 6])
 @pytest.mark.parametrize("is_coded", [False, True])
 def test_no_chunk_is_left_out(at: int, is_coded: bool) -> None:
