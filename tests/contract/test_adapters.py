@@ -22,9 +22,9 @@ def make_model() -> nn.Module:
         torch.default_generator.manual_seed(3)
         return nn.Sequential(
             OrderedDict(
-                first=nn.Linear(6, 5),
-                block=nn.Sequential(nn.ReLU(), nn.LayerNorm(5), nn.Linear(5, 4)),
-                last=nn.Linear(4, 3, bias=False),
+                first=nn.Linear(16, 12),
+                block=nn.Sequential(nn.ReLU(), nn.LayerNorm(12), nn.Linear(12, 10)),
+                last=nn.Linear(10, 8, bias=False),
             )
         )
 
@@ -54,7 +54,7 @@ def test_layout_survives_the_wire(adapter: str) -> None:
 
 
 def test_attaching_leaves_what_the_model_computes(adapter: str) -> None:
-    inputs = torch.linspace(-1, 1, 12).reshape(2, 6)
+    inputs = torch.linspace(-1, 1, 32).reshape(2, 16)
     with torch.inference_mode():
         torch.testing.assert_close(attach(adapter).module(inputs), make_model()(inputs), rtol=0, atol=0)
 
@@ -92,7 +92,7 @@ def test_training_changes_the_vector_and_nothing_else(adapter: str) -> None:
     frozen = [(p, p.detach().clone()) for p in model.module.parameters() if id(p) not in trained]
     before = model.read()
     optimizer = torch.optim.SGD(model.module.parameters(), lr=0.1)
-    model.module(torch.ones(2, 6)).square().sum().backward()
+    model.module(torch.ones(2, 16)).square().sum().backward()
     optimizer.step()
     assert not np.array_equal(model.read(), before)
     assert all(torch.equal(parameter, value) for parameter, value in frozen)

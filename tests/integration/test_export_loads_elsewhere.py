@@ -66,7 +66,7 @@ class Case(NamedTuple):
 TOKENS = torch.arange(1, 31).reshape(2, 15)
 VALUES = torch.linspace(-2, 2, 24).reshape(4, 6)
 LORA_CASES = {
-    "mlp": Case(mlp, {"name": "lora", "rank": 4, "alpha": 12.0, "dropout": 0.3}, VALUES),
+    "mlp": Case(mlp, {"name": "lora", "rank": 3, "alpha": 12.0, "dropout": 0.3}, VALUES),
     "mlp, one layer": Case(mlp, {"name": "lora", "rank": 1, "alpha": 5.0, "targets": ["1.2"]}, VALUES),
     "bert, attention": Case(
         bert, {"name": "lora", "rank": 4, "alpha": 32.0, "targets": ["query", "value", "*.dense"]}, TOKENS
@@ -141,14 +141,22 @@ def test_peft_computes_what_our_adapter_computes(case: Case, tmp_path: Path, mon
     assert found == trained.layout.num_values
 
 
-def test_half_precision_adapter_is_kept_in_its_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = LORA_CASES["llama, all layers"]
+def test_half_precision_weights_are_kept_in_their_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = FULL_CASES["bert"]
     trained = train(case, torch.bfloat16)
     assert {tensor.dtype for tensor in trained.layout.tensors} == {"bfloat16"}
     exported = export(trained, case, tmp_path / "out")
-    base = build(case).to(torch.bfloat16)
-    loaded = run_snippet(exported, tmp_path, monkeypatch, base=base)
-    values_D = torch.cat([p.flatten().float() for name, p in loaded.named_parameters() if "lora_" in name])
+    loaded = run_snippet(exported, tmp_path, monkeypatch, model=build(case).to(torch.bfloat16))
+    torch.testing.assert_close(logits(loaded, case.inputs), logits(trained.module, case.inputs), rtol=0, atol=0)
+
+
+def test_adapter_of_a_half_precision_base_is_float32_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LORA_CASES["llama, all layers"]
+    trained = train(case, torch.bfloat16)
+    assert {tensor.dtype for tensor in trained.layout.tensors} == {"float32"}
+    exported = export(trained, case, tmp_path / "out")
+    loaded = run_snippet(exported, tmp_path, monkeypatch, base=build(case).to(torch.bfloat16))
+    values_D = torch.cat([p.flatten() for name, p in loaded.named_parameters() if "lora_" in name])
     assert torch.equal(values_D.sort().values, torch.from_numpy(trained.read()).sort().values)
 
 

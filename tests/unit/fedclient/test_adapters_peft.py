@@ -30,7 +30,7 @@ def export(model: AdaptedModel, params: dict[str, object], folder: Path) -> None
 @pytest.mark.parametrize(
     "params",
     [
-        {"rank": 16, "alpha": 128},
+        {"rank": 10, "alpha": 128},
         {},
         {"rank": 3, "alpha": 7.5, "dropout": 0.2, "targets": ["hidden*"]},
     ],
