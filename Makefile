@@ -66,7 +66,7 @@ demo: venv ## Run a federation of five clients on this machine; results lie in d
 	$(BIN)/python examples/demo.py
 
 .PHONY: bench
-bench: venv ## Measure ours and Flower, and write benchmarks/RESULTS.md (half an hour; installs Flower beside it)
+bench: venv ## Measure rounds, ours and Flower's, and codecs; write benchmarks/RESULTS.md (forty minutes; installs Flower beside it)
 	$(BIN)/python -m benchmarks.suite
 	$(BIN)/python -m benchmarks.report
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fedclient.identity import ClientIdentity
+from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
 from fedclient.trainer import Evaluation, Trained, Work
 from fedclient.transport.grpc_transport import GrpcTransport
@@ -94,6 +95,7 @@ async def main(folders: list[Path]) -> None:
                     clock=clock,
                     executor=executor,
                     rng=np.random.default_rng(),
+                    residuals=MemoryResiduals(),
                 )
             )
         await asyncio.gather(*(runner.run() for runner in runners))

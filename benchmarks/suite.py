@@ -1,4 +1,4 @@
-"""Every case, one after the other: `python -m benchmarks.suite`. Takes about half an hour.
+"""Every case, one after the other: `python -m benchmarks.suite`. Takes about forty minutes.
 
 Writes one JSON object a line: first the machine, then a case each, with the command that measured it. A case that fails
 is a line too, and makes the exit status 1; one that needs more memory than is free is skipped and says so.

@@ -24,12 +24,14 @@ from rich.console import Console
 from demo_parts.crew import Child, ChildFailed, Crew, Stopped
 from demo_parts.folder import fresh_folder
 from demo_parts.report import print_summary
+from fedcodec.presets import PRESETS
 from fedcore.errors import FedError, InvalidInput, JobFailed
-from fedcore.jobfile import Job, load_job
+from fedcore.jobfile import Job, load_job, parse_job
 from fedserver.cli.connect import operator
 from fedserver.cli.live import follow
 from fedserver.cli.toml_text import toml_text
 from fedserver.export import Exported
+from fedserver.rounds.plan import make_plan
 from fedsim.summary import Bounds, Summary, summarise
 
 EXAMPLES: Final = Path(__file__).parent
@@ -91,7 +93,7 @@ class Demo:
         self._say("adapter, model card and plot exported")
         with self._console.status("training on all data in one place, to compare with"):
             bounds = Bounds(**json.loads(crew.finish(pooled)[0]))
-        return summarise(history, len(self._names), bounds, exported)
+        return summarise(self._plan.job, history, len(self._names), bounds, exported)
 
     def _start_server(self) -> None:
         ports = ("--port", "0", "--enrolment-port", "0", "--metrics-port", "0")  # any that are free
@@ -185,19 +187,20 @@ def _exported(tree: Tree) -> Exported:
 
 
 def _read_job(options: argparse.Namespace) -> Job:
-    """Return the job with the rounds that were asked for.
+    """Return the job with the rounds and the codec that were asked for.
 
     Raises:
-        InvalidInput: the job file is wrong, or needs more clients.
+        InvalidInput: the job file is wrong, needs more clients, or does not go with the codec.
     """
     job = load_job(options.job)
     if options.clients is not None and options.clients < job.schedule.cohort:
         raise InvalidInput(f"--clients {options.clients}: {options.job} trains {job.schedule.cohort} in each round")
-    if options.rounds is None:
-        return job
     tree = job.model_dump(mode="json")
-    tree["job"]["rounds"] = options.rounds
-    return Job.from_json(json.dumps(tree).encode())
+    if options.rounds is not None:
+        tree["job"]["rounds"] = options.rounds
+    if options.codec is not None:
+        tree["compression"] = {"preset": options.codec}
+    return make_plan(parse_job(tree, str(options.job)), str(options.job)).job
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -208,6 +211,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a job file whose task deals its data by shard and num_shards (default: examples/digits.toml)",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="rounds, if not those of the job file")
+    parser.add_argument("--codec", choices=PRESETS, help="how updates are encoded, if not as the job file says")
     parser.add_argument("--clients", type=int, help="how many clients (default: the job's cohort)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON; progress to standard error")
     return parser.parse_args(arguments)
@@ -221,7 +225,7 @@ def _run(options: argparse.Namespace) -> None:
         for name in ("logs", "tokens", "clients"):
             (folder / name).mkdir(mode=0o700)
         job_file = options.job.absolute()
-        if options.rounds is not None:
+        if options.rounds is not None or options.codec is not None:
             job_file = folder / "job.toml"
             job_file.write_text(toml_text(job.model_dump(mode="json")) + "\n", encoding="utf-8")
         plan = Plan(job_file, job, options.clients or job.schedule.cohort)
@@ -232,7 +236,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print(text)
     else:
-        print_summary(summary, folder, time.monotonic() - began_s, console)
+        print_summary(summary, folder, time.monotonic() - began_s, console, options.codec)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedclient.adapters import ADAPTERS
 from fedclient.identity import ClientIdentity
+from fedclient.residuals import FileResiduals
 from fedclient.tasks import TASKS
 from fedcodec import CODECS
 from fedcore.addresses import check_address
@@ -96,6 +97,7 @@ async def run_client(settings: ClientSettings) -> Exit:
             executor=executor,
             # The jitter must differ between clients; nothing that is computed draws from it.
             rng=np.random.default_rng(),
+            residuals=FileResiduals(settings.folder, identity.federation, identity.client),
         )
         signals = _Signals(runner.stop)
         _log.info(
@@ -162,7 +164,7 @@ class _Signals:
     def _on_signal(self, number: signal.Signals) -> None:
         code = Exit.INTERRUPTED if number is signal.SIGINT else Exit.OK
         if self._seen:
-            # Nothing on disk is half-written by a client, so there is nothing to tidy up.
+            # What a client writes is whole or not there, so there is nothing to tidy up.
             logging.shutdown()
             os._exit(code)
         self._seen = True

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedclient.backoff import Backoff, Retry
 from fedclient.inhand import MAX_IN_HAND, Entry, InHand
+from fedclient.residuals import Residuals
 from fedclient.trainer import Stopped
 from fedclient.transfer import Frames, deliver
 from fedclient.transport.base import Session, Transport
@@ -48,6 +49,7 @@ class ClientRunner:
         clock: for deadlines, heartbeats and back-off.
         executor: where `worker` computes.
         rng: jitter of the back-off, nothing else.
+        residuals: keeps what encoding leaves out, for jobs with error feedback; used as `worker` is.
     """
 
     def __init__(
@@ -60,13 +62,14 @@ class ClientRunner:
         clock: Clock,
         executor: Executor,
         rng: np.random.Generator,
+        residuals: Residuals,
     ) -> None:
         self._transport = transport
         self._about = about
         self._clock = clock
         self._executor = executor
         self._rng = rng
-        self._maker = UpdateMaker(worker, signing_key, transport.federation, transport.client)
+        self._maker = UpdateMaker(worker, signing_key, transport.federation, transport.client, residuals)
         self._frames = Frames(transport)
         self._hand = InHand(clock)
         self._stopping = asyncio.Event()

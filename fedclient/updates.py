@@ -14,15 +14,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from fedclient.pieces import Pieces
+from fedclient.residuals import Residuals, corrected, encoding_error
 from fedclient.trainer import Evaluation, Stopped, Trained, Work
 from fedcodec import Pipeline, build_pipeline
-from fedcore.errors import FedError
+from fedcore.draws import Draws, PrivateDraws
+from fedcore.errors import FedError, StorageFailed
 from fedcore.identity import sign
 from fedcore.jobfile import CodecStage, Job
 from fedcore.layout import Layout, Vector
@@ -93,6 +96,13 @@ class _Plan:
     uplink: Pipeline
 
 
+class Encoded(NamedTuple):
+    """An encoded difference; `error` as in `UpdateHeader.encoding_error`."""
+
+    frame: Pieces
+    error: float | None
+
+
 class UpdateMaker:
     """Turns assignments into updates. Synchronous; every method is called on the worker thread.
 
@@ -100,13 +110,17 @@ class UpdateMaker:
 
     Args:
         worker: trains and evaluates.
-        signing_key: signs headers.
+        signing_key: signs headers, and is what draws that hide something follow from.
         federation: the server that updates are for.
         client: this client's name.
+        residuals: keeps what encoding leaves out, for jobs with error feedback.
     """
 
-    def __init__(self, worker: Worker, signing_key: Ed25519PrivateKey, federation: str, client: str) -> None:
+    def __init__(
+        self, worker: Worker, signing_key: Ed25519PrivateKey, federation: str, client: str, residuals: Residuals
+    ) -> None:
         self._worker = worker
+        self._residuals = residuals
         self._signing_key = signing_key
         self._federation = federation
         self._client = client
@@ -147,6 +161,7 @@ class UpdateMaker:
         Raises:
             Declined: as for `max_frame_bytes`, or the frame is malformed, or the task's code failed.
             Stopped: `stop` was set.
+            StorageFailed: what encoding left out cannot be kept, and would be lost.
         """
         with _declining():
             plan = self._plan(assignment)
@@ -156,14 +171,41 @@ class UpdateMaker:
                 measured = self._worker.evaluate(work, base_D)
                 return self._sign(assignment, plan.layout, Pieces(), evaluation=measured)
             trained = self._worker.train(work, base_D, progress=progress, stop=stop)
+            encoded = self._encode(assignment, plan, trained.delta_D)
             return self._sign(
                 assignment,
                 plan.layout,
-                Pieces(*plan.uplink.parts(trained.delta_D, stream(assignment.seed, "encode"), plan.layout.sizes)),
+                encoded.frame,
+                encoding_error=encoded.error,
                 num_examples=trained.num_examples,
                 metrics=trained.metrics,
                 evaluation=trained.evaluation,
             )
+
+    def _encode(self, assignment: Assignment, plan: _Plan, delta_D: Vector) -> Encoded:
+        """Encode what training gave, and for a job with error feedback keep what that leaves out."""
+        uplink, sizes, feedback = plan.uplink, plan.layout.sizes, plan.job.compression.error_feedback
+        rng = self._draws(assignment, uplink, delta_D)
+        if uplink.traits.lossless or uplink.traits.private_draws:  # the error would tell of what was drawn
+            return Encoded(Pieces(*uplink.parts(delta_D, rng, sizes)), None)
+        values_D = delta_D if feedback is None else corrected(self._residuals, feedback, assignment, delta_D)
+        # Put together before the values change: pieces may be views of them.
+        frame = b"".join(uplink.parts(values_D, rng, sizes))
+        error = encoding_error(values_D, uplink.open(frame, sizes), subtract=feedback is not None)
+        if feedback is not None and np.isfinite(values_D).all():
+            self._residuals.save(assignment.job_id, assignment.version, values_D)
+        return Encoded(Pieces(frame), error)
+
+    def _draws(self, assignment: Assignment, uplink: Pipeline, delta_D: Vector) -> Draws:
+        """Return what encoding draws from: the job's seed, or where draws hide the values a secret of this client's.
+
+        Secret draws depend on the values too: a server that asks for the same work on other values learns
+        nothing from draws that are alike.
+        """
+        if not uplink.traits.private_draws:
+            return stream(assignment.seed, "encode")
+        secret, values = self._signing_key.private_bytes_raw(), hashlib.sha256(delta_D.data).digest()
+        return PrivateDraws(secret, b"encode", str(assignment.seed).encode(), values)
 
     def _plan(self, assignment: Assignment) -> _Plan:
         plan = self._plans.get(assignment.job_id)
@@ -172,6 +214,8 @@ class UpdateMaker:
             layout = self._worker.layout(self._work(assignment, job))
             compression = job.compression
             plan = _Plan(assignment.job, job, layout, _pipeline(compression.downlink), _pipeline(compression.uplink))
+            if compression.error_feedback is not None and plan.uplink.traits.private_draws:
+                raise Declined("error feedback would take back what the uplink hides by its draws")
             self._plans[assignment.job_id] = plan
         if plan.layout.digest != assignment.layout_digest:
             raise Declined(
@@ -196,6 +240,7 @@ class UpdateMaker:
         num_examples: int = 0,
         metrics: Mapping[str, float] | None = None,
         evaluation: Evaluation | None = None,
+        encoding_error: float | None = None,
         rows: list[object] | None = None,
     ) -> Update:
         update_id = update_id_of(assignment.assignment_id)
@@ -214,6 +259,7 @@ class UpdateMaker:
             "metrics": _finite(metrics or {}),
             "evaluated_examples": measured.num_examples,
             "evaluation": _finite(measured.metrics),
+            "encoding_error": encoding_error,
             "layout": rows,
         }
         try:
@@ -248,7 +294,7 @@ def _declining() -> Iterator[None]:
     """Turn what fails inside into a reason to decline: here the client meets code of its user."""
     try:
         yield
-    except (Stopped, Declined):
+    except (Stopped, Declined, StorageFailed):
         raise
     except FedError as error:
         raise Declined(str(error)) from error

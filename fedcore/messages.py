@@ -96,6 +96,8 @@ class Assignment:
         frame_digest: SHA-256 (hex) of the version's frame.
         deadline_s: seconds from now.
         frame: all of it if it has at most `MESSAGE_BYTES`; else empty, and the frame is to be downloaded.
+        counted_in: the newest version that holds an update of this client, which was computed from the one before; 0:
+            none, or the job has no error feedback or forgets one of that age.
     """
 
     assignment_id: str
@@ -109,6 +111,7 @@ class Assignment:
     frame_bytes: int
     deadline_s: float
     frame: bytes = b""
+    counted_in: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ class UpdateHeader(BaseModel):
         num_examples: the update's weight before the job's cap.
         metrics: of the training.
         evaluation: of `version` on the client's held-out data, over `evaluated_examples` examples.
+        encoding_error: ‖x − C(x)‖ / ‖x‖, what the codecs leave out of what they were given; None where that is nothing
+            or nobody's business. The canonical form then lacks the key.
         layout: rows of the layout, only for `WorkKind.INITIALISE`.
     """
 
@@ -173,6 +178,7 @@ class UpdateHeader(BaseModel):
     metrics: Metrics = Field(default_factory=dict)
     evaluated_examples: Annotated[int, Field(ge=0, le=2**31)] = 0
     evaluation: Metrics = Field(default_factory=dict)
+    encoding_error: Annotated[float, Field(ge=0, le=MAX_METRIC)] | None = None
     layout: list[Any] | None = None  # of Any, for checking each value as `JsonValue` takes seconds for a long header
 
     @field_validator("kind", mode="before")
@@ -189,7 +195,9 @@ class UpdateHeader(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Return the canonical form: JSON with sorted keys, no spaces, ASCII."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode("ascii")
+        absent = {"encoding_error"} if self.encoding_error is None else set()
+        tree = self.model_dump(mode="json", exclude=absent)
+        return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode("ascii")
 
     @staticmethod
     def from_bytes(data: bytes) -> UpdateHeader:

@@ -1,4 +1,4 @@
-"""Small files that only their owner may read: keys, certificates, what names them.
+"""Files that only their owner may read: keys, certificates, what names them, what a client remembers.
 
 A file is replaced as a whole or not at all: written beside its target, flushed, renamed.
 """
@@ -27,8 +27,10 @@ def make_private_folder(folder: Path) -> None:
         raise StorageFailed(f"cannot prepare the folder {folder}: {error.strerror}") from error
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, mode 0600; after the return it is on disk, after a crash it is the old or the new file.
+def write_private(path: Path, *data: bytes | memoryview) -> None:
+    """Write `data`, piece by piece, to `path`, mode 0600.
+
+    After the return it is on disk, after a crash it is the old or the new file.
 
     Raises:
         StorageFailed: the operating system refused; an earlier file is still there, unharmed.
@@ -39,7 +41,7 @@ def write_private(path: Path, data: bytes) -> None:
             # The mode counts from the first byte on: no moment at which others could open the file.
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(descriptor, "wb") as file:
-                file.write(data)
+                file.writelines(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

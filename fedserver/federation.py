@@ -86,8 +86,8 @@ class Federation:
         Raises:
             JobFileError: it cannot be run by this server.
         """
-        job = Job.from_json(spec)
-        plan = make_plan(job, "job")
+        plan = make_plan(Job.from_json(spec), "job")
+        job = plan.job
         record = JobRecord(
             uuid.uuid4().hex, job.job.name, job.to_json(), JobStatus.RUNNING, self.services.clock.wall_s()
         )
@@ -183,8 +183,7 @@ class Federation:
 
     def _sent(self, job_id: str, num_bytes: int) -> None:
         if (engine := self.engines.get(job_id)) is not None:
-            engine.downlink_bytes += num_bytes
-            self.services.metrics.transferred(job_id, "downlink", engine.state.stage.value, num_bytes)
+            engine.traffic.sent(engine.state.stage, num_bytes)
 
     # -- clients -----------------------------------------------------------------------------------------------------
 

@@ -150,6 +150,18 @@ class Metrics:
             ("job", "direction", "kind"),
             registry=reg,
         )
+        self.raw_uplink_bytes = Counter(
+            "roundtable_raw_uplink_bytes_total",
+            "Bytes that the values of training updates would have had as float32.",
+            ("job",),
+            registry=reg,
+        )
+        self.encoding_error = Gauge(
+            "roundtable_encoding_error",
+            "What encoding left out of the newest version's updates, by L2 norm, on average.",
+            ("job",),
+            registry=reg,
+        )
         self.evaluation = Gauge(
             "roundtable_evaluation",
             "Figures of the newest evaluated version, over all clients that measured it.",
@@ -197,6 +209,7 @@ class Metrics:
         for direction in DIRECTIONS:
             for kind in KINDS:
                 self.transferred_bytes.labels(job, direction, kind)
+        self.raw_uplink_bytes.labels(job)
         self.round_seconds.labels(job)
         self.fold_seconds.labels(job)
         self.waiting(job, clients=0, updates=0)
@@ -217,8 +230,10 @@ class Metrics:
         self._of(self.waiting_for, job, "clients").set(clients)
         self._of(self.waiting_for, job, "updates").set(updates)
 
-    def round_closed(self, job: str, *, version: int, seconds: float) -> None:
-        """Count a round that made `version` in `seconds` since it was opened."""
+    def round_closed(self, job: str, *, version: int, seconds: float, encoding_error: float | None = None) -> None:
+        """Count a round that made `version` in `seconds` since it was opened; its updates may name their mean error."""
+        if encoding_error is not None:
+            self.encoding_error.labels(job).set(encoding_error)
         self.rounds.labels(job, "closed").inc()
         self.version.labels(job).set(version)
         self.round_seconds.labels(job).observe(seconds)
@@ -250,6 +265,10 @@ class Metrics:
         if direction not in DIRECTIONS or kind not in KINDS:
             raise ValueError(f"{direction!r}, {kind!r}: not one of {DIRECTIONS} and one of {KINDS}")
         self._of(self.transferred_bytes, job, direction, kind).inc(num_bytes)
+
+    def raw_received(self, job: str, num_bytes: int) -> None:
+        """Count what the values of a training update would have had as float32; an update counts once."""
+        self._of(self.raw_uplink_bytes, job).inc(num_bytes)
 
     def folded(self, job: str, seconds: float) -> None:
         """Count an update that took so long to fold."""

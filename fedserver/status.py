@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from fedcore.jobfile import Job
 from fedserver.federation import Federation
 from fedserver.rounds.engine import JobEngine
+from fedserver.rounds.traffic import Volume
 from fedserver.state.records import JobRecord, VersionRecord
 
 
@@ -50,8 +52,7 @@ def _ended(federation: Federation, record: JobRecord) -> dict[str, Any]:
         "finished_at": record.finished_at,
         "phase": record.status.value,
         "version": versions[-1].version if versions else None,
-        "uplink_bytes": sum(version.uplink_bytes for version in versions),
-        "downlink_bytes": sum(version.downlink_bytes for version in versions),
+        **asdict(Volume.of(versions)),
         "latest": _version(versions[-1]) if versions else None,
         "evaluated": next((_version(row) for row in reversed(versions) if row.metrics != "{}"), None),
     }
@@ -86,8 +87,7 @@ def _running(federation: Federation, engine: JobEngine) -> dict[str, Any]:
             for client in sorted(state.working)
         ],
         "accepted": len(state.accepted),
-        "uplink_bytes": engine.total_bytes[0] + engine.uplink_bytes,
-        "downlink_bytes": engine.total_bytes[1] + engine.downlink_bytes,
+        **asdict(engine.traffic.before + engine.traffic.recent),
         "latest": None if engine.latest is None else _version(engine.latest),
         "evaluated": None if engine.evaluated is None else _version(engine.evaluated),
     }
@@ -99,8 +99,8 @@ def _version(record: VersionRecord) -> dict[str, Any]:
         "created_at": record.created_at,
         "num_updates": record.num_updates,
         "num_examples": record.num_examples,
-        "uplink_bytes": record.uplink_bytes,
-        "downlink_bytes": record.downlink_bytes,
+        **asdict(Volume() + record),
+        "encoding_error": record.encoding_error,
         "sha256": record.state_blob,
         "evaluation": json.loads(record.metrics),
     }

@@ -18,7 +18,7 @@ import typer
 from fedclient.cli import DataOption, DeviceOption, TaskFileOption, ThreadsOption, parse_data
 from fedcore import logs
 from fedcore.cli import JsonOption, LogFormatOption, LogLevelOption, new_app, print_json, run_app
-from fedcore.errors import ConfigError
+from fedcore.errors import ConfigError, FedError, JobFailed
 from fedcore.jobfile import Job, load_job
 
 if TYPE_CHECKING:
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 
 PROGRAM = "fedsim"
 
+ClientsOption = Annotated[
+    int | None, typer.Option("--clients", min=1, max=100_000, help="How many clients; default: the cohort.")
+]
+
 app = new_app("Roundtable's simulator: the server and its clients in one process, on virtual time.")
 
 
 @app.command()
 def run(
     job: Annotated[Path, typer.Argument(help="The job file.")],
-    clients: Annotated[
-        int | None, typer.Option("--clients", min=1, max=100_000, help="How many clients; default: the cohort.")
-    ] = None,
+    clients: ClientsOption = None,
     data: DataOption = None,
     task_file: TaskFileOption = None,
     out: Annotated[
@@ -56,14 +58,9 @@ def run(
     The same job with the same clients on a real server gives the same bytes. `{shard}` in a --data value stands for
     the client's number, counted from 0.
     """
-    if find_spec("torch") is None:
-        raise ConfigError("the simulator needs torch: pip install 'roundtable[sim]'")
-    from fedclient.tasks.files import load_task_file
+    _prepare(task_file, log_level, log_format)
     from fedsim.simulation import make_clients
 
-    logs.configure(log_level, log_format=log_format)
-    for file in task_file or ():
-        load_task_file(file)
     parsed = load_job(job)
     members = make_clients(parsed, clients or parsed.schedule.cohort, parse_data(data or []))
     simulated = _simulate(parsed, members, device, threads)
@@ -72,7 +69,68 @@ def run(
         print_json(summary.as_json())
     else:
         for key, value in summary.as_json().items():
-            typer.echo(f"{key:<18}{f'{value:.1%}' if isinstance(value, float) else value}")
+            shown = value if not isinstance(value, float) else f"{value:.1%}" if "accuracy" in key else f"{value:.3g}"
+            typer.echo(f"{key:<18}{shown}")
+
+
+@app.command()
+def compare(
+    jobs: Annotated[list[Path], typer.Argument(metavar="JOB...", help="The job files.")],
+    clients: ClientsOption = None,
+    data: DataOption = None,
+    task_file: TaskFileOption = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=1000, help="Run each job so often, with its seed and the next ones.")
+    ] = 1,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the plot and, in JOB, what `fedsim run` leaves.")
+    ] = Path("simulated") / "compare",
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "auto",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Run jobs one after another, each as `fedsim run --no-pooled` does, and compare accuracy, bytes and error.
+
+    A job that fails does not keep the others from being compared.
+    """
+    _prepare(task_file, log_level, log_format)
+    from fedserver.export.plot import PLOT_MISSING
+    from fedsim.comparison import Run, load_jobs, table, write_plot
+    from fedsim.simulation import make_clients
+
+    loaded = load_jobs(jobs, seeds)
+    runs: list[Run] = []
+    failures: list[str] = []
+    for job in loaded:
+        name, seed = job.job.name, job.job.seed
+        folder = out / name if seeds == 1 else out / f"seed-{seed}" / name
+        try:
+            members = make_clients(job, clients or job.schedule.cohort, parse_data(data or []))
+            simulated = _simulate(job, members, device, threads)
+            summary = _conclude(job, members, simulated, folder, False, device, threads)
+        except FedError as error:
+            failures += [f"{name}, seed {seed}: {line}" for line in str(error).splitlines()]
+        else:
+            runs.append(Run(name, seed, summary, simulated.history))
+    plot = write_plot(runs, out)
+    if as_json:
+        typer.echo(json.dumps([run.as_json() for run in runs]))
+    elif runs:
+        typer.echo("\n".join([*table(runs), PLOT_MISSING if plot is None else f"plot: {plot}"]))
+    if failures:
+        raise JobFailed("\n".join(failures))
+
+
+def _prepare(task_file: list[Path] | None, log_level: str, log_format: logs.LogFormat) -> None:
+    if find_spec("torch") is None:
+        raise ConfigError("the simulator needs torch: pip install 'roundtable[sim]'")
+    from fedclient.tasks.files import load_task_file
+
+    logs.configure(log_level, log_format=log_format)
+    for file in task_file or ():
+        load_task_file(file)
 
 
 def _simulate(job: Job, members: list[SimulatedClient], device: str, threads: int) -> Simulated:
@@ -129,7 +187,7 @@ def _conclude(
     )
     exported = export_version(what, simulated.state, out, force=True)
     bounds = measure(job, [member.data for member in members], device, threads) if pooled else None
-    summary = summarise(simulated.history, len(members), bounds, exported)
+    summary = summarise(job, simulated.history, len(members), bounds, exported)
     out.with_name(f"{out.name}.json").write_text(json.dumps(summary.as_json(), indent=2) + "\n", encoding="utf-8")
     return summary
 

@@ -15,14 +15,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, get_type_hints
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from fedclient.adapters import ADAPTERS
+from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
 from fedclient.tasks import TASKS
 from fedclient.trainer import LocalWorker
 from fedcodec import CODECS
 from fedcore.cli import software_version
 from fedcore.errors import JobFailed
-from fedcore.identity import new_signing_key
 from fedcore.jobfile import Job
 from fedcore.messages import Hello
 from fedcore.rng import stream
@@ -118,7 +120,7 @@ async def simulate(
         store = MemoryStore()
         journal = Journal(store, clock)
         services = Services(store, journal, MemoryBlobs(), Fleet(), clock, Metrics(now=clock.now_s), workers)
-        keys = {client.name: new_signing_key() for client in clients}
+        keys = {client.name: _key(job, client) for client in clients}
         federation = Federation(
             services, FEDERATION, lambda name: keys[name].public_key().public_bytes_raw() if name in keys else None
         )
@@ -131,6 +133,7 @@ async def simulate(
                 clock=clock,
                 executor=training,
                 rng=stream(job.job.seed, "jitter", client.name),
+                residuals=MemoryResiduals(),
             )
             for client in clients
         ]
@@ -173,6 +176,11 @@ def _result(federation: Federation, job_id: str) -> Simulated:
         history_of(federation, job_id),
         status_of(federation, 0, job_id)["jobs"][0],
     )
+
+
+def _key(job: Job, client: SimulatedClient) -> Ed25519PrivateKey:
+    """Return a client's key; it follows from the job's seed, so that what clients draw in private repeats too."""
+    return Ed25519PrivateKey.from_private_bytes(stream(job.job.seed, "signing key", client.name).bytes(32))
 
 
 def _about() -> Hello:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
+from fedcore.jobfile import Job
 from fedserver.export import Exported
+from fedserver.rounds.plan import make_plan
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Summary:
         pooled_accuracy: with the adapter trained on all data in one place; None if that was not measured.
         uplink_bytes: all updates with headers and signatures, as sent.
         downlink_bytes: all downloads.
+        raw_uplink_bytes: what the values of all updates would take as float32, without any header.
+        ratio: `raw_uplink_bytes` / `uplink_bytes`.
+        relative_error: mean over the versions of what encoding left out of updates; None if clients hide it.
         model_sha256: of the last version's vector.
         adapter: the PEFT folder, or the weights' file for anything but LoRA.
         plot: None where matplotlib is not installed.
@@ -38,6 +44,9 @@ class Summary:
     clients: int
     uplink_bytes: int
     downlink_bytes: int
+    raw_uplink_bytes: int
+    ratio: float
+    relative_error: float | None
     model_sha256: str
     adapter: str
     model_card: str
@@ -49,11 +58,12 @@ class Summary:
 
 
 def summarise(
-    history: Sequence[Mapping[str, Any]], num_clients: int, bounds: Bounds | None, exported: Exported
+    job: Job, history: Sequence[Mapping[str, Any]], num_clients: int, bounds: Bounds | None, exported: Exported
 ) -> Summary:
     """Return the summary of a job whose last version was exported.
 
     Args:
+        job: that was run.
         history: a row for each version, the oldest first (docs/status.md).
         num_clients: that took part.
         bounds: from `fedsim.pooled.measure`.
@@ -61,16 +71,29 @@ def summarise(
     """
     # Version 0 is measured by its cohort only; where all data is at hand, on all of it.
     base = history[0]["evaluation"] if bounds is None else bounds.base
+    uplink_bytes, downlink_bytes, raw_uplink_bytes = (
+        sum(row[key] for row in history) for key in ("uplink_bytes", "downlink_bytes", "raw_uplink_bytes")
+    )
     return Summary(
         base_accuracy=base.get("accuracy"),
         final_accuracy=history[-1]["evaluation"].get("accuracy"),
         pooled_accuracy=None if bounds is None else bounds.pooled.get("accuracy"),
         rounds=history[-1]["version"],
         clients=num_clients,
-        uplink_bytes=sum(row["uplink_bytes"] for row in history),
-        downlink_bytes=sum(row["downlink_bytes"] for row in history),
+        uplink_bytes=uplink_bytes,
+        downlink_bytes=downlink_bytes,
+        raw_uplink_bytes=raw_uplink_bytes,
+        ratio=raw_uplink_bytes / uplink_bytes,
+        relative_error=_relative_error(job, history),
         model_sha256=history[-1]["sha256"],
         adapter=str(exported.adapter or exported.weights),
         model_card=str(exported.model_card),
         plot=None if exported.plot is None else str(exported.plot),
     )
+
+
+def _relative_error(job: Job, history: Sequence[Mapping[str, Any]]) -> float | None:
+    if make_plan(job, job.job.name).uplink.traits.lossless:
+        return 0.0
+    errors = [row["encoding_error"] for row in history if row["encoding_error"] is not None]
+    return fmean(errors) if errors else None

@@ -230,16 +230,24 @@ class Pipeline:
     def _parts(self, reader: Reader, sizes: Sizes) -> Iterator[Part]:
         start = 0
         for size in self._segments(sizes):
-            if self.by_tensor and reader.take(1, "mode")[0] != CODED:
-                yield self._as_is(reader, start, size)
-            elif self.is_sparse or self.select is not None:
+            mode = reader.take(1, "mode")[0] if self.by_tensor else CODED
+            if mode != CODED:
+                yield self._as_is(reader, mode, start, size)
+                start += size
+                continue
+            before = reader.left
+            if self.is_sparse or self.select is not None:
                 yield self._scattered(reader, start, size)
             else:
                 yield from self._dense(reader, start, size, BLOCK_VALUES)
+            if self.by_tensor and self.quantise.may_send_as_is and before - reader.left > 4 * size:
+                raise FrameError(f"a tensor of {size} values in {before - reader.left} bytes, as they are it has fewer")
             start += size
         reader.end()
 
-    def _as_is(self, reader: Reader, start: int, size: int) -> Part:
+    def _as_is(self, reader: Reader, mode: int, start: int, size: int) -> Part:
+        if mode != AS_IS:
+            raise FrameError(f"mode {mode} of a tensor: {CODED} or {AS_IS}")
         if not self.quantise.may_send_as_is:
             raise FrameError(f"values as they are, which {self.quantise.name} does not allow")
         return Part(start, size, None, np.frombuffer(reader.take(4 * size, "values"), dtype="<f4"))

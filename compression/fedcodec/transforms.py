@@ -31,10 +31,10 @@ class Clip(Plugin):
 
     def apply(self, values_D: Vector, rng: Draws) -> Vector:
         """See `Transform.apply`; draws nothing. Of a vector that is not finite a value stays so."""
-        length = float(np.sqrt(np.sum(np.square(values_D, dtype=np.float64))))
-        if length <= self.norm:
-            return values_D
-        with np.errstate(invalid="ignore"):  # infinity times 0
+        with np.errstate(invalid="ignore"):  # infinity times 0, signalling NaNs
+            length = float(np.sqrt(np.sum(np.square(values_D, dtype=np.float64))))
+            if length <= self.norm:
+                return values_D
             scaled: Vector = (values_D * np.float64(self.norm / length * _BELOW_ONE)).astype(np.float32)
         return scaled
 
@@ -42,9 +42,9 @@ class Clip(Plugin):
 class GaussianNoise(Plugin):
     """Adds a normal draw to every value. After `clip`, it bounds what the update tells of any one of its causes.
 
-    Dwork, Roth: The Algorithmic Foundations of Differential Privacy, 2014, section 3.5.1. Draws and sum are binary64, the
-    result is rounded to binary32; what the low bits of such numbers may tell (Mironov, On Significance of the Least
-    Significant Bits, 2012) is not mended. This stage promises no epsilon.
+    Dwork, Roth: The Algorithmic Foundations of Differential Privacy, 2014, section 3.5.1. Draws and sum are binary64,
+    the result is rounded to binary32; what the low bits of such numbers may tell (Mironov, On Significance of the
+    Least Significant Bits, 2012) is not mended. This stage promises no epsilon.
     """
 
     name: ClassVar[str] = "gaussian-noise"
@@ -56,6 +56,6 @@ class GaussianNoise(Plugin):
 
     def apply(self, values_D: Vector, rng: Draws) -> Vector:
         """See `Transform.apply`; draws D normal numbers."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             noisy: Vector = (values_D + self.std * rng.standard_normal(values_D.size)).astype(np.float32)
         return noisy

@@ -16,8 +16,8 @@ from fedsim.summary import Summary
 _BAR_WIDTH = 30
 
 
-def print_summary(summary: Summary, folder: Path, took_s: float, console: Console) -> None:
-    """Print what came out, and where it lies."""
+def print_summary(summary: Summary, folder: Path, took_s: float, console: Console, codec: str | None) -> None:
+    """Print what came out, and where it lies; `codec` is the preset that was asked for."""
     table = Table.grid(padding=(0, 2))
     for name, value in (
         ("base network", summary.base_accuracy),
@@ -34,6 +34,10 @@ def print_summary(summary: Summary, folder: Path, took_s: float, console: Consol
     console.print()
     facts = Table.grid(padding=(0, 2))
     facts.add_row("sent", f"{size_text(summary.uplink_bytes)} up, {size_text(summary.downlink_bytes)} down")
+    if codec is not None:
+        error = summary.relative_error
+        lost = "" if not error else f", relative error of an update {error:.2g}"
+        facts.add_row("codec", f"{codec}: {summary.ratio:.3g} × fewer bytes up than raw values{lost}")
     facts.add_row("adapter", _shown(summary.adapter))
     facts.add_row("model card", _shown(summary.model_card))
     facts.add_row("plot", "none: matplotlib is not installed" if summary.plot is None else _shown(summary.plot))

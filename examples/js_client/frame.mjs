@@ -88,7 +88,12 @@ export class Pipeline {
     const asItIs = this.split ? reader.byte() : 0;
     check(asItIs === 0 || (asItIs === 1 && !this.quantise.neverAsItIs), `${asItIs} before a tensor`);
     if (asItIs) values.set(reader.numbers(values.length, 32));
-    else this.readSegment(reader, values);
+    else {
+      const before = reader.left;
+      this.readSegment(reader, values);
+      const bytes = before - reader.left;
+      check(!this.split || this.quantise.neverAsItIs || bytes <= 4 * values.length, `a tensor in ${bytes} bytes`);
+    }
   }
 
   readSegment(reader, values) {

@@ -92,6 +92,8 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
             f"frame of {len(message.frame)} bytes within the session, announced are {message.frame_bytes}, at most"
             f" {MESSAGE_BYTES} are sent so"
         )
+    if message.counted_in > message.version:
+        raise UnfitAssignment(f"counted_in {message.counted_in} is above the version, {message.version}")
     return Assignment(
         assignment_id=message.assignment_id,
         job_id=message.job_id,
@@ -104,6 +106,7 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
         frame_bytes=message.frame_bytes,
         deadline_s=message.deadline_ms / 1000,
         frame=message.frame,
+        counted_in=message.counted_in,
     )
 
 

@@ -14,6 +14,7 @@ from fedserver.state.failures import storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLOT_MISSING: Final = "no plot: matplotlib is not installed (pip install 'roundtable[plot]')"
 
@@ -45,25 +46,40 @@ def plot_png(history: Sequence[Row]) -> bytes:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    if not plotting_installed():
-        raise ConfigError(PLOT_MISSING)
-    # Not pyplot: it keeps figures in global state, and picks a window system.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     metrics = metric_names(history, at_most=2)
-    figure = Figure(figsize=(7, 1 + 2.1 * (len(metrics) + 1)), dpi=130, layout="constrained")
+    figure = new_figure(1 + 2.1 * (len(metrics) + 1))
     panels = list(figure.subplots(len(metrics) + 1, 1, sharex=True, squeeze=False)[:, 0])
     for panel, metric in zip(panels, metrics, strict=False):
         _draw_metric(panel, history, metric)
     _draw_bytes(panels[-1], history)
-    for panel in panels:
-        panel.grid(visible=True, color="#dddddd", linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("version (rounds done)")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels()
+    return png_of(figure)
+
+
+def new_figure(height: float) -> Figure:
+    """Return an empty figure of this height in inches, as wide as all of ours.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    if not plotting_installed():
+        raise ConfigError(PLOT_MISSING)
+    # Not pyplot: it keeps figures in global state, and picks a window system.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(7, height), dpi=130, layout="constrained")
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return a figure, its panels dressed as all of ours, as a PNG: the same bytes for the same figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for panel in figure.axes:
+        panel.grid(visible=True, color="#dddddd", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
     image = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(image, format="png", metadata={"Software": None})

@@ -28,6 +28,7 @@ class Attempt:
         ended: ids of assignments whose outcome is known.
         headers: of the accepted updates, by client.
         frames: digest of the accepted update's frame, by client.
+        heard_of: ids of assignments of whose update a byte has come since the server's start.
         spools: uploads in chunks that have begun, by key, each with the lock that lets in one chunk at a time; what is
             unfinished is discarded with the attempt.
         fold: None when nothing is summed (INITIALISE, EVALUATE).
@@ -40,6 +41,7 @@ class Attempt:
     ended: set[str] = field(default_factory=set)
     headers: dict[str, UpdateHeader] = field(default_factory=dict)
     frames: dict[str, str] = field(default_factory=dict)
+    heard_of: set[str] = field(default_factory=set)
     spools: dict[str, asyncio.Lock] = field(default_factory=dict)
     _sealed: bool = False
     _in_flight: int = 0

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from fedcore.messages import WorkKind
 from fedcore.rng import stream
 from fedserver.rounds.admission import layout_of
 from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.figures import mean_encoding_error
 from fedserver.rounds.plan import INITIAL, Plan
+from fedserver.rounds.traffic import VALUE_BYTES, Volume
 from fedserver.state.records import BlobRecord, VersionRecord
 from fedserver.state.vault import RELEASE_BYTES, Kept, Vault, passing, release
 
 BLOCK_VALUES = 1 << 18
-VALUE_BYTES: Final = 4  # float32
 
 
 class Frame(NamedTuple):
@@ -55,7 +56,7 @@ class WrittenVersion:
     optimizer_blob: str | None
     small: tuple[BlobRecord, ...]
 
-    def record(self, attempt: Attempt, uplink_bytes: int, downlink_bytes: int, wall_s: float) -> VersionRecord:
+    def record(self, attempt: Attempt, volume: Volume, wall_s: float) -> VersionRecord:
         """Return what is journaled of it."""
         return VersionRecord(
             job_id=attempt.record.job_id,
@@ -67,9 +68,9 @@ class WrittenVersion:
             optimizer_blob=self.optimizer_blob,
             num_updates=len(attempt.headers),
             num_examples=sum(header.num_examples for header in attempt.headers.values()),
-            uplink_bytes=uplink_bytes,
-            downlink_bytes=downlink_bytes,
+            **asdict(volume),
             created_at=wall_s,
+            encoding_error=mean_encoding_error(attempt.headers.values()),
         )
 
 

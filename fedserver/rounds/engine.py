@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from fedagg.base import Fold
 from fedcore.errors import StateError
@@ -23,12 +23,14 @@ from fedserver.rounds import scheduler as sched
 from fedserver.rounds.alarm import Alarm
 from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.closing import write_version
+from fedserver.rounds.counted import Counted
 from fedserver.rounds.figures import evaluation_of
 from fedserver.rounds.orders import Orders
 from fedserver.rounds.plan import Plan
 from fedserver.rounds.recovery import recover
 from fedserver.rounds.scheduler import Phase, Scheduler
 from fedserver.rounds.services import Services
+from fedserver.rounds.traffic import Traffic
 from fedserver.state.records import AssignmentRecord, AttemptRecord, JobRecord, JobStatus, Record, VersionRecord
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class JobEngine:
         latest: the newest version; None before version 0.
         evaluated: the newest version whose evaluation is known.
         orders: what clients were told, to be read only.
+        traffic: bytes that have crossed the wire.
         recovered: set when all of this is as the journal has it, or the job has failed.
         ended: set when `run` has ended.
     """
@@ -66,13 +69,12 @@ class JobEngine:
         self.evaluated: VersionRecord | None = None
         self.recovered = asyncio.Event()
         self.ended = asyncio.Event()
-        self.uplink_bytes = self.downlink_bytes = 0  # since the last version
-        self.total_bytes = (0, 0)  # uplink and downlink up to the last version
+        self.traffic = Traffic(record.job_id, services.metrics)
         self._services = services
         self._changed = changed
         self._may_go_on = may_go_on
         self._spare: Fold | None = None  # empty, and of the job's size
-        self.orders = Orders(record.job_id, record.spec, plan.job.job.seed, services.vault)
+        self.orders = Orders(record.job_id, record.spec, plan.job.job.seed, services.vault, Counted(plan.job))
         self._events: asyncio.Queue[tuple[sched.Event | _Stop, AbstractContextManager[None]]] = asyncio.Queue()
         self._alarm = Alarm(services.clock, lambda: self.post(sched.Tick()))
         self._scheduler = Scheduler.start(self.job.schedule, self.job.job.rounds, self.job.job.seed, self._now_s())
@@ -252,15 +254,19 @@ class JobEngine:
             )
             self._spare = attempt.fold
             self.layout, self.record = written.layout, replace(self.record, layout=written.layout.to_json())
-            self.latest = written.record(attempt, self.uplink_bytes, self.downlink_bytes, self._services.clock.wall_s())
+            self.latest = written.record(attempt, self.traffic.recent, self._services.clock.wall_s())
             records += [*written.small, self.record, self.latest]
             self._services.metrics.round_closed(
-                self.job_id, version=self.latest.version, seconds=self._now_s() - attempt.opened_s
+                self.job_id,
+                version=self.latest.version,
+                seconds=self._now_s() - attempt.opened_s,
+                encoding_error=self.latest.encoding_error,
             )
-        self.total_bytes = (self.total_bytes[0] + self.uplink_bytes, self.total_bytes[1] + self.downlink_bytes)
-        self.uplink_bytes = self.downlink_bytes = 0
+        self.traffic.close()
         records.append(self._over(attempt, "closed"))
         await self._services.journal.write(*records)
+        if attempt.kind is WorkKind.TRAIN:
+            self.orders.counted.add(attempt.version + 1, attempt.headers)
         self.attempt = None
         self._log("closed", attempt, updates=len(attempt.headers), **figures)
 
@@ -270,11 +276,7 @@ class JobEngine:
             latest = self.evaluated = replace(latest, metrics=json.dumps(figures, sort_keys=True))
             self._services.metrics.evaluated(self.job_id, version=latest.version, figures=figures)
         if attempt.kind is WorkKind.EVALUATE:
-            latest = replace(
-                latest,
-                uplink_bytes=latest.uplink_bytes + self.uplink_bytes,
-                downlink_bytes=latest.downlink_bytes + self.downlink_bytes,
-            )
+            latest = replace(latest, **asdict(self.traffic.recent + latest))
         self.latest = latest
         return latest
 
@@ -370,7 +372,7 @@ class JobEngine:
         found = await asyncio.get_running_loop().run_in_executor(
             self._services.workers, recover, self.record, self.plan, self.layout, self._services
         )
-        self.latest, self._scheduler, self.attempt, self.total_bytes = found
+        self.latest, self._scheduler, self.attempt, self.traffic.before, self.orders.counted = found
 
     def _show(self, *, entered: bool) -> None:
         """Bring metrics up to date, and tell who watches."""

@@ -1,4 +1,4 @@
-"""Figures of a version from what its clients measured."""
+"""Figures of a version from what its clients say."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def evaluation_of(headers: Iterable[UpdateHeader]) -> dict[str, float]:
     if figures:
         figures["num_examples"] = float(sum(header.evaluated_examples for header in measured))
     return figures
+
+
+def mean_encoding_error(headers: Iterable[UpdateHeader]) -> float | None:
+    """Return the mean over the updates that name their error, in whatever order they came; None if none does."""
+    errors = [header.encoding_error for header in headers if header.encoding_error is not None]
+    return math.fsum(errors) / len(errors) if errors else None

@@ -35,10 +35,8 @@ def _sum(job: Job, pipeline: Pipeline) -> list[str]:
     if pipeline.traits.votes:
         return [f"{name} sends votes, and {rule} adds steps"]
     if pipeline.traits.integer_sum and job.aggregator.max_examples != 1:
-        return [
-            f"{name} sends integers that are added as they are, so every update must weigh the same: set"
-            f" aggregator.max_examples to 1, it is {job.aggregator.max_examples}"
-        ]
+        weight = f"set aggregator.max_examples to 1, it is {job.aggregator.max_examples}"
+        return [f"{name} sends integers that are added as they are, so every update must weigh the same: {weight}"]
     return []
 
 

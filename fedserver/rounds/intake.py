@@ -369,8 +369,8 @@ class Intake:
 
     def received(self, announced: Announced, num_bytes: int) -> None:
         """Count bytes of an update that came over the wire, whatever becomes of it."""
-        announced.engine.uplink_bytes += num_bytes
-        self._services.metrics.transferred(announced.engine.job_id, "uplink", announced.attempt.kind.value, num_bytes)
+        engine = announced.engine
+        engine.traffic.received(announced.attempt, announced.header.assignment_id, num_bytes, engine.layout)
 
     def count(self, job: str, client: str, result: UpdateResult, text: str) -> None:
         """Count and log what became of an update; `job` is empty where nobody knows it."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fedcore.layout import Layout
-from fedcore.messages import MESSAGE_BYTES, Assignment
+from fedcore.messages import MESSAGE_BYTES, Assignment, WorkKind
 from fedcore.rng import derive_seed
 from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.counted import Counted
 from fedserver.state.records import VersionRecord
 from fedserver.state.vault import Vault
 
@@ -18,15 +19,17 @@ class Orders:
         spec: the job as canonical JSON.
         seed: of the job.
         vault: where frames are.
+        counted: which version holds a client's newest update.
 
     Attributes:
+        counted: as given, and replaced when a job is recovered.
         digest: of the frame that clients were last told to download; "" before version 0.
         num_bytes: of that frame.
     """
 
-    def __init__(self, job_id: str, spec: bytes, seed: int, vault: Vault) -> None:
+    def __init__(self, job_id: str, spec: bytes, seed: int, vault: Vault, counted: Counted) -> None:
         self._job_id, self._spec, self._seed = job_id, spec, seed
-        self._vault = vault
+        self._vault, self.counted = vault, counted
         self.digest, self.num_bytes, self._frame = "", 0, b""
 
     def assignment(
@@ -57,4 +60,5 @@ class Orders:
             frame_bytes=self.num_bytes,
             deadline_s=max(0.0, deadline_s),
             frame=self._frame,
+            counted_in=self.counted.of(client, attempt.version) if attempt.kind is WorkKind.TRAIN else 0,
         )

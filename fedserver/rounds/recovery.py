@@ -9,9 +9,11 @@ from fedcore.errors import UpdateResult
 from fedcore.layout import Layout
 from fedcore.messages import UpdateHeader, WorkKind
 from fedserver.rounds.attempt import Attempt, split_spool_key
+from fedserver.rounds.counted import Counted
 from fedserver.rounds.plan import Plan
 from fedserver.rounds.scheduler import Scheduler, stage_after
 from fedserver.rounds.services import Services
+from fedserver.rounds.traffic import Volume
 from fedserver.state.records import AttemptRecord, JobRecord, VersionRecord
 from fedserver.state.vault import passing
 
@@ -19,14 +21,14 @@ from fedserver.state.vault import passing
 class Recovered(NamedTuple):
     """Where the job goes on; `attempt` is None when nothing was open.
 
-    `total_bytes` (uplink, downlink) counts up to the newest version: bytes of a round that a restart interrupted
-    are not in it.
+    `volume` counts up to the newest version: bytes of a round that a restart interrupted are not in it.
     """
 
     latest: VersionRecord | None
     scheduler: Scheduler
     attempt: Attempt | None
-    total_bytes: tuple[int, int]
+    volume: Volume
+    counted: Counted
 
 
 def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Services) -> Recovered:
@@ -59,9 +61,9 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
         # Every other stage that has closed has made a version, and another one came after it.
         is_over=bool(tried) and tried[-1].outcome == "closed",
     )
-    versions = store.versions(record.job_id)
-    totals = sum(row.uplink_bytes for row in versions), sum(row.downlink_bytes for row in versions)
-    return Recovered(latest, scheduler, attempt, totals)
+    volume = Volume.of(store.versions(record.job_id))
+    counted = Counted.recovered(job, store, record.job_id)
+    return Recovered(latest, scheduler, attempt, volume, counted)
 
 
 def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: Services) -> Attempt:

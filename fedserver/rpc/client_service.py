@@ -184,6 +184,7 @@ def _order(order: Assignment | Cancel | Answer) -> pb.SessionReply:
             assignment.frame_bytes = order.frame_bytes
             assignment.deadline_ms = int(order.deadline_s * 1000)
             assignment.frame = order.frame
+            assignment.counted_in = order.counted_in
             return reply
 
 

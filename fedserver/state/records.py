@@ -163,8 +163,10 @@ class VersionRecord:
         frame_body: the blob of its payload, which is `state_blob` where values travel as they are.
         optimizer_blob: the server optimiser's state; None for one without.
         uplink_bytes: of the updates received for it: frames, headers and signatures.
+        raw_uplink_bytes: 4 for each value of each training update of which a byte is in `uplink_bytes`.
         downlink_bytes: sum of the frames sent out to compute it.
         metrics: JSON; the evaluation of *this* version, known only later.
+        encoding_error: mean of what its updates say of themselves; None if none does.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("job_id", "version")
@@ -182,6 +184,8 @@ class VersionRecord:
     downlink_bytes: int
     created_at: float
     metrics: str = "{}"
+    raw_uplink_bytes: int = 0
+    encoding_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,8 +175,9 @@ def test_unbiased_pipeline_is_right_on_average(name: str) -> None:
         pytest.skip("does not claim to be unbiased")
     values = normal(100)
     draws = np.stack([pipeline.decode(encode(pipeline, values, seed), 100) for seed in range(DRAWS)]).astype(float)
-    # The largest deviation, for a value beside a level may get the same code in every draw.
-    allowed = 6 * draws.std(axis=0).max() / np.sqrt(DRAWS) + 1e-6 * np.abs(values)
+    # The largest deviation, for a value beside a level may get the same code in every draw. Means of so many draws
+    # are normal to a good approximation: for a right codec and another seed, one of 100 is as far off once in 10^7.
+    allowed = 6.5 * draws.std(axis=0, ddof=1).max() / np.sqrt(DRAWS) + 1e-6 * np.abs(values)
     assert (np.abs(draws.mean(axis=0) - values) <= allowed).all()
 
 

@@ -246,8 +246,8 @@ def test_however_values_are_given_they_add_the_same(
         for size, is_sparse, has_book in [*shapes, (total, True, False)]:
             start = sum(part.size for part in parts)
             if start < total:
-                size = min(size, total - start)
-                parts.append(a_part(seed + 7 * number + len(parts), start, size, is_sparse, has_book))
+                part_seed = seed + 7 * number + len(parts)
+                parts.append(a_part(part_seed, start, min(size, total - start), is_sparse, has_book))
         in_parts.add(parts, weight)
         dense.add(dense_parts([part.dense() for part in parts]), weight)
     assert aggregate(in_parts).tobytes() == aggregate(dense).tobytes()

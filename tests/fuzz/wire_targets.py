@@ -337,7 +337,7 @@ def messages() -> Iterator[bytes]:
 
 
 TARGETS: Final = (
-    Target("frame", read_frame, frames, max_bytes=1024, runs=50_000),
+    Target("frame", read_frame, frames, max_bytes=1024, runs=400_000),
     Target("header", read_header, headers, max_bytes=1 << 16, runs=50_000),
     Target("layout", read_layout, layouts, max_bytes=1 << 15, runs=20_000),
     Target("message", read_message, messages, max_bytes=1 << 14, runs=20_000),

@@ -43,6 +43,13 @@ def test_canonical_bytes_are_read_back() -> None:
     assert UpdateHeader.from_bytes(CANONICAL) == HEADER
 
 
+def test_an_encoding_error_is_a_key_only_where_there_is_one() -> None:
+    lossy = HEADER.model_copy(update={"encoding_error": 0.1})
+    with_key = CANONICAL.replace(b'"evaluated_examples"', b'"encoding_error":0.1,"evaluated_examples"')
+    assert lossy.to_bytes() == with_key
+    assert UpdateHeader.from_bytes(with_key) == lossy
+
+
 def test_layout_rows_lie_in_the_header_as_in_the_layout() -> None:
     header = HEADER.model_copy(
         update={

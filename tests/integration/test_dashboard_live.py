@@ -35,7 +35,8 @@ class RunningJob:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningJob]:
     with deployed(tmp_path_factory.mktemp("federation")) as deployment:
         deployment.start_digits_clients(NUM_CLIENTS)
-        yield RunningJob(deployment, deployment.submit(digits_job("endless", rounds=100_000)))
+        compression = {"uplink": [{"codec": "bf16"}]}  # of a lossless one there would be no error to draw
+        yield RunningJob(deployment, deployment.submit(digits_job("endless", rounds=100_000, compression=compression)))
 
 
 @pytest.fixture(scope="module")

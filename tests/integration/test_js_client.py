@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fedcodec import Pipeline, build_pipeline
+from fedcodec.frame import pack_header
 from fedcore.errors import FrameError
 from fedcore.layout import Vector
 
@@ -82,7 +83,7 @@ def test_frames_of_random_values_decode_to_the_same_bits(stages: list[dict[str, 
     entries = []
     for sizes in TENSORS:
         for number, values in enumerate(some_values(rng, sum(sizes))):
-            entry = {"about": f"{sizes} {number}", "stages": stages, "sizes": sizes}
+            entry: dict[str, Any] = {"about": f"{sizes} {number}", "stages": stages, "sizes": sizes}
             with np.errstate(invalid="ignore"):  # numpy warns of signalling NaNs
                 frame = pipeline.encode(values, rng, sizes)
             bits = decoded(pipeline, frame, sizes)
@@ -96,27 +97,40 @@ def test_frames_of_random_values_decode_to_the_same_bits(stages: list[dict[str, 
     check(entries, tmp_path / "frames.json")
 
 
-def test_a_frame_that_declares_much_and_holds_little_is_refused(tmp_path: Path) -> None:
-    content = bytes.fromhex("28b52ffd e0 00000000 00000040")  # zstd: 2^62 bytes
-    sequences = bytes.fromhex("28b52ffd 20 64 550000 08 41 ffffff 54 000034 01")  # 98047 long matches
-    many = bytes.fromhex("ffffffffff01")  # 2^36 - 1 of them
-    huge = 1 << 20  # values, one of them sent
-    hostile: list[tuple[list[dict[str, Any]], int, bytes]] = [
-        ([{"codec": "zstd"}], 25, content),
-        ([{"codec": "zstd"}], 25, sequences),
-        ([{"codec": "raw"}], huge, b"\0"),
-        ([{"codec": "threshold"}], huge, many),
-        ([{"codec": "threshold"}, {"codec": "rice"}], huge, bytes.fromhex("808040 00 ff")),
-        ([{"codec": "int8"}, {"codec": "huffman"}], huge, b"\0" * 5000),
-    ]
+HUGE = 1 << 20
+HOSTILE: list[tuple[str, list[dict[str, Any]], int, str]] = [
+    ("a content of 2^62 bytes", [{"codec": "zstd"}], 25, "28b52ffd e0 00000000 00000040"),
+    ("98047 matches of 65539 bytes", [{"codec": "zstd"}], 25, "28b52ffd 20 64 550000 08 41 ffffff 54 000034 01"),
+    ("one byte of 2^20 values", [{"codec": "raw"}], HUGE, "00"),
+    ("2^36 - 1 positions", [{"codec": "threshold"}], HUGE, "ffffffffff01"),
+    ("2^20 gaps in one byte", [{"codec": "threshold"}, {"codec": "rice"}], HUGE, "808040 00 ff"),
+    (
+        "2^20 words in no byte",
+        [{"codec": "int2"}, {"codec": "huffman"}],
+        HUGE,
+        "0000803f" * 4096 + "2201" + "00" * 1792,
+    ),
+    ("two values of one that is kept", [{"codec": "top-k", "fraction": 0.5}], 2, "02 02 0000803f 0000803f"),
+    ("remainders of 32 bits", [{"codec": "threshold"}, {"codec": "rice"}], 2, "01 20 0000000000 0000803f"),
+    ("words that are no tree", [{"codec": "int2"}, {"codec": "huffman"}], 2, "0000803f 22 00 0400 08"),
+    ("values of which none is finite", [{"codec": "kmeans", "clusters": 2}], 2, "01 0000c07f 0000c07f 00"),
+    ("a code above its clusters", [{"codec": "kmeans-auto"}], 2, "01 01 0000803f 00000000 00 02"),
+    ("one cluster", [{"codec": "kmeans-auto"}], 2, "00 00 00000000"),
+    ("17 clusters", [{"codec": "kmeans-auto"}], 20, "00 10" + "00000000" * 17),
+    ("signs as float32", [{"codec": "per-tensor"}, {"codec": "sign", "scale": "mean"}], 1, "01 0000803f"),
+    ("levels as float32", [{"codec": "per-tensor"}, {"codec": "rqm"}], 1, "01 0000803f"),
+    ("a segment longer than its value", [{"codec": "per-tensor"}, {"codec": "top-k"}], 1, "00 01 0000803f"),
+    ("a rank twice", [{"codec": "ranks"}], 2, "00 00"),
+    ("a rank of what is not finite", [{"codec": "ranks"}], 2, "01 01"),
+]
+
+
+def test_what_no_encoder_writes_is_refused(tmp_path: Path) -> None:
     entries = []
-    for stages, num_values, payload in hostile:
+    for about, stages, num_values, payload in HOSTILE:
         pipeline = build_pipeline(stages)
-        header = pipeline.encode(np.zeros(num_values, np.float32), np.random.default_rng(0))[: 5 + len(stages)]
-        digits = [num_values >> 7 * i & 127 | 128 for i in range((num_values.bit_length() + 6) // 7)]
-        frame = header + bytes([*digits[:-1], digits[-1] & 127]) + payload
-        assert decoded(pipeline, frame, [num_values]) is None
-        about = f"{stages} {payload[:20].hex()}"
+        frame = pack_header(pipeline.wire_ids, num_values) + bytes.fromhex(payload)
+        assert decoded(pipeline, frame, [num_values]) is None, about
         entries.append({"about": about, "stages": stages, "sizes": [num_values], "frame": frame.hex(), "decoded": None})
     check(entries, tmp_path / "frames.json")
 

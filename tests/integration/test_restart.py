@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from fedclient.identity import ClientIdentity
+from fedclient.residuals import MemoryResiduals
 from fedclient.trainer import LocalWorker
 from fedclient.transport.grpc_transport import GrpcTransport
 from fedclient.updates import Update, UpdateMaker
@@ -47,7 +48,9 @@ class Trainer:
     def __init__(self, identity: ClientIdentity, shard: int) -> None:
         self.identity = identity
         data = {"shard": str(shard), "num_shards": str(NUM_CLIENTS)}
-        self._maker = UpdateMaker(LocalWorker(data), identity.signing_key, identity.federation, identity.client)
+        self._maker = UpdateMaker(
+            LocalWorker(data), identity.signing_key, identity.federation, identity.client, MemoryResiduals()
+        )
 
     @asynccontextmanager
     async def playing(self) -> AsyncIterator[Played]:

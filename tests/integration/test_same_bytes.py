@@ -15,12 +15,16 @@ from tests.support.processes import Deployment, bytes_of, deployed, digits_job, 
 
 NUM_CLIENTS = 3
 BF16 = [{"codec": "bf16"}]
+TENTH = [{"codec": "top-k", "fraction": 0.1}, {"codec": "bf16"}, {"codec": "rice"}]
 JOBS = {
     job.job.name: job
     for job in (
         digits_job("plain"),
         digits_job(
             "adam-bf16", server_optimizer={"name": "adam"}, compression={"uplink": BF16, "downlink": BF16}, rounds=3
+        ),
+        digits_job(  # whoever is left out of a round has something left from the one before
+            "feedback", cohort=2, rounds=5, compression={"uplink": TENTH, "error_feedback": {"decay": 0.9}}
         ),
         digits_job("two-of-three", cohort=2, rounds=3, adapter={"name": "full"}, server_optimizer={"name": "momentum"}),
     )

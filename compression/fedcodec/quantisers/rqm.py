@@ -88,7 +88,9 @@ class Rqm(Plugin):
         return 0.0
 
     def _draw(self, values: Vector, rng: Draws) -> npt.NDArray[np.float64]:
-        at = place(np.nan_to_num(values.astype(np.float64), copy=False), self.levels, self.clip, self.extension)
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            exact = values.astype(np.float64)
+        at = place(np.nan_to_num(exact, copy=False), self.levels, self.clip, self.extension)
         below = np.minimum(np.floor(at), self.levels - 2)
         # The levels passed on the way to a kept one are geometric: the whole part of an exponential draw.
         rate = -np.log1p(-self.keep)

@@ -117,7 +117,8 @@ class Sign(_Signs):
 
 def mean_magnitude(values_n: Vector) -> float:
     """Return the mean of |x|, 0 of none; summed in float64."""
-    return float(np.abs(values_n).mean(dtype=np.float64)) if values_n.size else 0.0
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        return float(np.abs(values_n).mean(dtype=np.float64)) if values_n.size else 0.0
 
 
 def deviation(values_n: Vector, num_zeros: int) -> float:

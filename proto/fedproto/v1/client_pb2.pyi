@@ -275,6 +275,7 @@ class Assignment(_message.Message):
     FRAME_BYTES_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
+    COUNTED_IN_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     job_id: _builtins.str
     job: _builtins.bytes
@@ -292,6 +293,10 @@ class Assignment(_message.Message):
     """from now"""
     frame: _builtins.bytes
     """all of it if it has at most 2 MiB; else it is to be downloaded"""
+    counted_in: _builtins.int
+    """The newest version that holds an update of this client, which was computed from the one before. 0: none that the
+    job's error feedback could use.
+    """
     def __init__(
         self,
         *,
@@ -306,10 +311,11 @@ class Assignment(_message.Message):
         frame_bytes: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
         frame: _builtins.bytes = ...,
+        counted_in: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "counted_in", b"counted_in", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedclient.backoff import FIRST_S
 from fedclient.pieces import Pieces
+from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
 from fedclient.trainer import Evaluation, Stopped, Trained, Work
 from fedclient.updates import update_id_of
@@ -290,6 +291,7 @@ class House:
             clock=self.clock,
             executor=self.executor,
             rng=stream(seed, "jitter"),
+            residuals=MemoryResiduals(),
         )
         self.publish(0)
 

@@ -309,6 +309,7 @@ async def test_work_of_an_unknown_kind_is_declined_and_the_session_goes_on(
         ("frame_digest", "0" * 63),
         ("job", b"x" * 65_537),
         ("kind", pb.WORK_KIND_UNSPECIFIED),
+        ("counted_in", WIRE_ASSIGNMENT.version + 1),
     ],
 )
 def test_an_assignment_with_a_wrong_field_is_not_understood(field: str, value: object) -> None:

@@ -87,6 +87,20 @@ def test_what_makes_a_tensor_longer_is_not_done_to_it() -> None:
     np.testing.assert_array_equal(small.decode(frame, sizes), values)
 
 
+def test_a_tensor_has_one_of_two_modes_and_is_no_longer_than_as_it_is() -> None:
+    pipeline = build_pipeline([{"codec": "per-tensor"}, {"codec": "top-k", "fraction": 1.0}])
+    frame = pipeline.encode(np.arange(2, dtype=np.float32), np.random.default_rng(0), (1, 1))
+    head, values = frame[:-10], frame[-10:]
+    assert values[0] == values[5] == 1
+    for mode in (2, 255):
+        with pytest.raises(FrameError, match=f"mode {mode} of a tensor: 0 or 1"):
+            pipeline.decode(head + bytes([mode]) + values[1:], (1, 1))
+    # One of one value, coded: its count is one byte more than the value takes.
+    coded = bytes([0, 1]) + values[1:5]
+    with pytest.raises(FrameError, match="a tensor of 1 values in 5 bytes"):
+        pipeline.decode(head + coded + bytes([0, 0]), (1, 1))
+
+
 def test_what_is_left_out_is_not_built() -> None:
     sparse = build_pipeline([{"codec": "top-k", "fraction": 0.001}])
     values = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)

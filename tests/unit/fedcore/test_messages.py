@@ -45,6 +45,7 @@ def test_a_header_has_its_optional_fields_empty() -> None:
     header = UpdateHeader.from_bytes(json.dumps(FIELDS).encode())
     assert header.kind is WorkKind.TRAIN
     assert (header.metrics, header.evaluation, header.evaluated_examples, header.layout) == ({}, {}, 0, None)
+    assert header.encoding_error is None
 
 
 @pytest.mark.parametrize("kind", WorkKind)
@@ -90,6 +91,11 @@ def test_a_missing_field_is_named(field: str) -> None:
         ("metrics", {f"m{number}": 0.0 for number in range(MAX_METRICS + 1)}),
         ("evaluated_examples", -1),
         ("evaluation", {"": 1.0}),
+        ("encoding_error", -1e-9),
+        ("encoding_error", 1.1e30),
+        ("encoding_error", float("nan")),
+        ("encoding_error", float("inf")),
+        ("encoding_error", "0.5"),
         ("layout", "rows"),
         ("signature", "x"),
         ("x" * 100_000, 1),

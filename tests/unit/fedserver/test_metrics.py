@@ -112,6 +112,14 @@ def test_rounds_are_counted_by_outcome_and_only_closed_ones_are_timed() -> None:
     assert value(metrics, "roundtable_round_seconds_sum", job="digits") == 2
 
 
+def test_the_encoding_error_is_that_of_the_newest_version_which_has_one() -> None:
+    metrics = Metrics()
+    metrics.round_closed("digits", version=1, seconds=2.0)
+    assert series(metrics, "roundtable_encoding_error") == {}
+    metrics.round_closed("digits", version=2, seconds=2.0, encoding_error=0.25)
+    assert series(metrics, "roundtable_encoding_error") == {("digits",): 0.25}
+
+
 def test_waiting_tells_what_for() -> None:
     metrics = Metrics()
     metrics.waiting("digits", clients=2, updates=5)
