@@ -154,6 +154,20 @@ def test_fedex_residual_of_clients_that_share_b_or_all_is_nothing() -> None:
     assert residual(shared_b, [0.1, 0.2, 0.7]).rank == 0
 
 
+def test_fedex_residual_of_rounding_alone_is_nothing() -> None:
+    b_mr = crowd(9, 30, 20, [4])[0].b_mr
+    # Sevenths do not add up to 1: the mean of equal factors is off by a last bit of float64.
+    shared_b = [Factors(b_mr, client.a_rn) for client in crowd(20, 30, 20, [4] * 7)]
+    assert residual(shared_b, [1] * 7).rank == 0
+
+
+def test_fedex_is_exact_with_an_outlier_of_hardly_any_weight() -> None:
+    clients = crowd(21, 30, 20, [4] * 4)
+    clients[2] = Factors(clients[2].b_mr, clients[2].a_rn * np.float32(1e8))
+    weights = [1, 1, 1e-9, 1]
+    assert distance(EXACT["fedex"](clients, weights), dense_mean(clients, weights)) < 1e-6
+
+
 @pytest.mark.parametrize("balanced", [False, True])
 def test_flexlora_error_is_the_tail_of_the_singular_values(balanced: bool) -> None:
     clients = crowd(10, 48, 31, [2, 3, 4, 5, 6])
@@ -255,6 +269,14 @@ def test_lora_fair_survives_a_mean_a_of_deficient_rank() -> None:
     found = refined_mean(shifted, [1, 1, 1], 0.0)
     assert np.abs(found.b_mr).max() < 100
     assert distance(dense(found), dense_mean(shifted, [1, 1, 1])) < 1e-6
+
+
+def test_lora_fair_does_not_blow_up_what_is_rounding_of_the_mean_a() -> None:
+    rng = np.random.default_rng(22)
+    away, row = 10 * rng.standard_normal((8, 20)), rng.standard_normal((8, 1)) * rng.standard_normal((1, 20))
+    a_rns = [(row + away).astype(np.float32), (row - away).astype(np.float32)]  # their mean is of rank 1, but rounded
+    clients = [Factors(rng.standard_normal((10, 8)).astype(np.float32), a_rn) for a_rn in a_rns]
+    assert np.abs(refined_mean(clients, [1, 1], 0.0).b_mr).max() < 100
 
 
 def test_fed_sb_is_exact_and_its_squares_have_the_norm_of_the_update() -> None:
