@@ -168,10 +168,29 @@ class Federation:
                 self.services.journal.stop(error)
             raise
 
-    async def state(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
-        """Yield a version's values from byte `offset` to their end, in chunks; raises like `frame`."""
-        async for chunk in self._chunks(self.version(job_id, version).state_blob, offset):
+    async def basis(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+        """Yield what the start of the job has set for good, from byte `offset` to its end, in chunks.
+
+        Raises:
+            NotFound: no such job or version, or it has no basis.
+            InvalidInput, StateUnusable: as for `frame`.
+        """
+        digest = self.version(job_id, version).basis_blob
+        if digest is None:
+            raise NotFound(f"version {version} of job {job_id!r} has no basis")
+        async for chunk in self._chunks(digest, offset):
             yield chunk
+            self._sent(job_id, len(chunk))
+
+    async def state(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+        """Yield a version's values from byte `offset` to their end, in chunks, the basis last; raises like `frame`."""
+        found = self.version(job_id, version)
+        for digest in filter(None, (found.state_blob, found.basis_blob)):
+            num_bytes = self.services.vault.size(digest)
+            if offset <= num_bytes or digest == (found.basis_blob or found.state_blob):
+                async for chunk in self._chunks(digest, offset):
+                    yield chunk
+            offset = max(0, offset - num_bytes)
 
     async def _chunks(self, digest: str, offset: int) -> AsyncIterator[bytes]:
         vault, loop = self.services.vault, asyncio.get_running_loop()

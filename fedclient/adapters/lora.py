@@ -6,6 +6,7 @@ The tensors carry the names and shapes that `fedcore.adapters` and the `peft` pa
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -52,17 +53,32 @@ class Lora(Adapter):
     """Adds two factors to each linear layer whose path, or the last part of it, matches one of `targets`."""
 
     params: LoraParams
+    trained: ClassVar[tuple[str, ...]] = ("lora_A.weight", "lora_B.weight")
+    frozen: ClassVar[tuple[str, ...]] = ()
 
     def attach(self, model: nn.Module, seed: int) -> AdaptedModel:
         """See `Adapter.attach` and `find_targets`. Each layer draws from a stream of its own, named by its path."""
         trained: list[tuple[str, str, nn.Parameter]] = []
+        basis: list[tuple[str, Tensor]] = []
         for target in find_targets(model, self.params.targets, self.params.rank):
             adapted = LoraLinear(target, self.params, stream(seed, "lora", target.path))
             replace(model, target.path, adapted)
             for name, parameter in adapted.named_parameters():
-                if name in ("lora_A.weight", "lora_B.weight"):
+                if name in self.trained:
                     trained.append((ADAPTER_GROUP, f"{target.path}.{name}", parameter))
-        return AdaptedModel(model, trained)
+                elif name in self.frozen:
+                    basis.append((f"{target.path}.{name}", parameter))
+        return AdaptedModel(model, trained, basis)
+
+
+class FfaLora(Lora):
+    """`lora` of which A stays as it was drawn from the job's seed, the same on every client: a mean of B is exact.
+
+    Sun et al., Improving LoRA in Privacy-preserving Federated Learning, 2024.
+    """
+
+    trained: ClassVar[tuple[str, ...]] = ("lora_B.weight",)
+    frozen: ClassVar[tuple[str, ...]] = ("lora_A.weight",)
 
 
 def _factor(num_inputs: int, num_outputs: int, device: torch.device) -> nn.Linear:

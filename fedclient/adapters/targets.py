@@ -24,6 +24,8 @@ class Target:
     layer: nn.Module
     num_outputs: int
     num_inputs: int
+    is_transposed: bool = False
+    """Whether the weight lies as inputs × outputs."""
 
 
 def find_targets(model: nn.Module, patterns: Sequence[str], rank: int) -> list[Target]:
@@ -78,7 +80,7 @@ def _as_target(path: str, layer: Any) -> Target | None:
     if not path:
         return None
     if kind == "transformers.pytorch_utils.Conv1D":
-        return Target(path, layer, layer.weight.shape[1], layer.weight.shape[0])
+        return Target(path, layer, layer.weight.shape[1], layer.weight.shape[0], is_transposed=True)
     if type(layer) is nn.Linear or kind in {
         "bitsandbytes.nn.modules.Linear4bit",
         "bitsandbytes.nn.modules.Linear8bitLt",

@@ -77,7 +77,13 @@ class JobEngine:
         self.orders = Orders(record.job_id, record.spec, plan.job.job.seed, services.vault, Counted(plan.job))
         self._events: asyncio.Queue[tuple[sched.Event | _Stop, AbstractContextManager[None]]] = asyncio.Queue()
         self._alarm = Alarm(services.clock, lambda: self.post(sched.Tick()))
-        self._scheduler = Scheduler.start(self.job.schedule, self.job.job.rounds, self.job.job.seed, self._now_s())
+        self._scheduler = Scheduler.start(
+            self.job.schedule,
+            self.job.job.rounds,
+            self.job.job.seed,
+            self._now_s(),
+            from_gradient=plan.start is not None,
+        )
 
     @property
     def job(self) -> Job:
@@ -347,7 +353,7 @@ class JobEngine:
         state, wall_s = self._scheduler, self._services.clock.wall_s()
         fold = None
         if state.stage is WorkKind.TRAIN and self.layout is not None:
-            fold, self._spare = self._spare or self.plan.open_fold(self.layout.num_values), None
+            fold, self._spare = self._spare or self.plan.open_fold(self.layout.moving.num_values), None
         record = AttemptRecord(
             self.job_id,
             state.version,

@@ -78,7 +78,7 @@ def test_peft_loads_what_was_trained_and_gives_the_same_logits(
     names = peft_state_names(model.layout)
     tensors = {names[name]: value for (_, name), value in model.layout.unflatten(model.read()).items()}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(peft_config(params, model.layout)))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(peft_config("lora", params, model.layout)))
     loaded = PeftModel.from_pretrained(make(), str(tmp_path))
     ours = logits(model.module)
     torch.testing.assert_close(logits(loaded), ours, rtol=0, atol=1e-5)
