@@ -47,8 +47,8 @@ tensors = load_file("{MODEL_FILE}")"""
 
 
 def base_model_of(job: Job) -> str | None:
-    """Return what the task's parameter `base_model` says, if it has one."""
-    base = job.task.params.get("base_model")
+    """Return what the task's parameter `base_model`, or else `model`, says, if it has one."""
+    base = job.task.params.get("base_model", job.task.params.get("model"))
     return line(base) or None if isinstance(base, str) else None
 
 

@@ -45,6 +45,7 @@ ROOMS = (
     "fedclient",
     "fedclient/adapters",
     "fedclient/tasks",
+    "fedclient/tasks/hf",
     "fedcore",
     "fedserver",
     "fedserver/rounds",

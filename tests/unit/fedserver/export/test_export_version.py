@@ -37,8 +37,9 @@ def test_full_weights_are_one_file_with_a_card_and_a_plot(tmp_path: Path) -> Non
         }
 
 
-def test_lora_becomes_a_peft_adapter_folder(tmp_path: Path) -> None:
-    job = make_job(task={"name": "text", "base_model": "org/base"})
+@pytest.mark.parametrize("key", ["base_model", "model"])
+def test_lora_becomes_a_peft_adapter_folder(key: str, tmp_path: Path) -> None:
+    job = make_job(task={"name": "text", key: "org/base"})
     what, state = make_exportable(LORA, job=job)
     exported = export_version(what, memoryview(state), tmp_path / "out")
     assert exported.adapter == exported.folder == tmp_path / "out"
