@@ -112,11 +112,13 @@ def test_classifier_learns_with_lora(folder: Path, model: str, targets: list[str
 def test_parts_of_a_batch_add_up_to_the_whole(folder: Path, make: Any) -> None:
     def trained(**params: Any) -> Tensor:
         task = make(folder, "llama", **params)  # without dropout, whose masks follow the parts
-        model = build(task)
+        model = build(task, {"rank": 4, "targets": ["*_proj"]})
+        start_D = model.read()
         train(task, model, task.load().train, local_epochs=1, optimizer="sgd", learning_rate=0.1)
-        return torch.from_numpy(model.read())
+        return torch.from_numpy(model.read() - start_D)
 
     whole = trained()
+    assert whole.abs().max() > 1e-3
     torch.testing.assert_close(trained(gradient_accumulation=3), whole, rtol=0, atol=2e-6)
     torch.testing.assert_close(trained(gradient_checkpointing=True), whole, rtol=0, atol=2e-6)
 
@@ -204,6 +206,10 @@ def test_loss_is_that_of_transformers(folder: Path) -> None:
 def test_padding_changes_nothing(folder: Path) -> None:
     task = classifier(folder)
     model, data = build(task).module, task.load().train
+    with torch.no_grad():
+        data.inputs[:3, 5:] = PADDING
+        for parameter in model.parameters():
+            parameter.mul_(5)  # so that what is attended to matters
     alone = [task.evaluate(model, Split(data.inputs[i : i + 1], data.targets[i : i + 1]))["loss"] for i in range(6)]
     together = task.evaluate(model, Split(data.inputs[:6], data.targets[:6]))["loss"]
     assert together == pytest.approx(sum(alone) / 6, rel=1e-5)
