@@ -179,6 +179,19 @@ class HfTask(Task):
         with self._advising(f"a step of {run.settings.batch_size} examples"):
             return self._train(model, data, run)
 
+    def add_gradients(self, model: AdaptedModel, data: Split, run: TrainingRun, samples: int) -> int:
+        """See `Task.add_gradients`: a batch counts as its mean loss times its examples; raises like `train`."""
+        self._check_device(data.inputs.device)
+        model.module.eval()
+        order_N = torch.randperm(len(data), generator=run.generator).to(data.inputs.device)[:samples]
+        done = 0
+        with self._advising(f"gradients of {run.settings.batch_size} examples"):
+            for rows in torch.split(order_N, run.settings.batch_size):
+                self._add_gradients(model.module, data, rows, float(len(rows)))
+                done += len(rows)
+                run.tick(done / len(order_N))
+        return done
+
     def evaluate(self, model: nn.Module, data: Split) -> dict[str, float]:
         """Return the metrics as means over all that is to be predicted; raises like `train`."""
         self._check_device(data.inputs.device)
@@ -210,19 +223,24 @@ class HfTask(Task):
             order_N = torch.randperm(len(data), generator=run.generator).to(data.inputs.device)
             for rows in torch.split(order_N, settings.batch_size):
                 optimizer.zero_grad()
-                in_step = self._num_predicted(data.targets[rows])
-                for part in torch.chunk(rows, self.params.gradient_accumulation):
-                    targets = data.targets[part]
-                    loss = self.loss(_scores(model.module, data.inputs[part]), targets) * self._num_predicted(targets)
-                    (loss / in_step).backward()  # type: ignore[no-untyped-call]
-                    summed += loss.item()
+                summed += self._add_gradients(model.module, data, rows, 1.0)
+                predicted += self._num_predicted(data.targets[rows])
                 if settings.max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters, settings.max_grad_norm)
                 optimizer.step()
-                predicted += in_step
                 step += 1
                 run.tick(step / num_steps)
         return {"train_loss": summed / predicted}
+
+    def _add_gradients(self, model: nn.Module, data: Split, rows: Tensor, scale: float) -> float:
+        """Add the gradient of `scale` times the mean loss of `rows`, part by part; return the loss as a sum."""
+        num_predicted, summed = self._num_predicted(data.targets[rows]), 0.0
+        for part in torch.chunk(rows, self.params.gradient_accumulation):
+            targets = data.targets[part]
+            loss = self.loss(_scores(model, data.inputs[part]), targets) * self._num_predicted(targets)
+            (loss * (scale / num_predicted)).backward()  # type: ignore[no-untyped-call]
+            summed += loss.item()
+        return summed
 
     def _own_rows(self) -> Sequence[Row]:
         options, partition = self.options, self.params.partition

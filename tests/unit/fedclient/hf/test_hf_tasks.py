@@ -123,6 +123,34 @@ def test_parts_of_a_batch_add_up_to_the_whole(folder: Path, make: Any) -> None:
     torch.testing.assert_close(trained(gradient_checkpointing=True), whole, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("make", [lm, classifier])
+def test_gradients_add_up_over_the_examples_asked_for(folder: Path, make: Any) -> None:
+    def gradients(samples: int, **params: Any) -> tuple[int, Tensor]:
+        task = make(folder, "llama", **params)
+        model = build(task)
+        run = TrainingRun(TrainingSection(batch_size=16), torch.Generator().manual_seed(2), lambda _: None)
+        done = task.add_gradients(model, task.load().train, run, samples)
+        return done, torch.cat([p.grad.flatten() for p in model.parameters if p.grad is not None])
+
+    done, whole = gradients(1000)
+    assert done == len(make(folder, "llama").load().train)
+    assert gradients(20)[0] == 20
+    torch.testing.assert_close(gradients(1000, gradient_accumulation=5)[1], whole, rtol=0, atol=1e-4)
+    task = make(folder, "llama")
+    data, model = task.load().train, build(task)
+    batches = torch.split(torch.randperm(len(data), generator=torch.Generator().manual_seed(2)), 16)
+    values = [task.evaluate(model.module, Split(data.inputs[rows], data.targets[rows])) for rows in batches]
+    before = sum(value["loss"] * len(rows) for value, rows in zip(values, batches, strict=True))
+    with torch.no_grad():
+        for parameter, step in zip(
+            model.parameters, torch.split(whole, [p.numel() for p in model.parameters]), strict=True
+        ):
+            parameter.sub_(1e-3 / whole.norm() * step.view_as(parameter))
+    values = [task.evaluate(model.module, Split(data.inputs[rows], data.targets[rows])) for rows in batches]
+    after = sum(value["loss"] * len(rows) for value, rows in zip(values, batches, strict=True))
+    assert after - before == pytest.approx(-1e-3 * whole.norm().item(), rel=0.15)  # the slope along the gradient
+
+
 def test_checkpointing_is_on(folder: Path) -> None:
     model: Any = build(lm(folder, gradient_checkpointing=True)).module
     assert model.is_activation_checkpointing
