@@ -67,13 +67,16 @@ class EchoWorker:
     def forget(self, job_id: str) -> None:
         """Keep nothing."""
 
-    def gradient(self, work: Work, base_D: Vector, samples: int) -> Gradient:
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+        """Refuse."""
         raise AssertionError("no job here starts from gradients")
 
     def basis_digest(self, work: Work) -> str:
+        """Return none."""
         return ""
 
     def set_basis(self, work: Work, basis: Vector) -> None:
+        """Refuse."""
         raise AssertionError("no job here has a basis")
 
 

@@ -182,12 +182,7 @@ class LocalWorker:
 
         from fedclient.tasks.base import TrainingRun
 
-        def tick(part: float) -> None:
-            if stop is not None and stop.is_set():
-                raise Stopped(f"stopped at {part:.0%} of version {work.version} of job {work.job_id}")
-            if progress is not None:
-                progress(part)
-
+        tick = _ticking(work, stop, progress)
         built = self._get(work)
         if stop is not None and stop.is_set():
             raise Stopped(f"stopped before version {work.version} of job {work.job_id}")
@@ -206,10 +201,11 @@ class LocalWorker:
         """Measure `base_D` on the held-out data; without any, 0 examples and no metrics. Raises like `train`."""
         return self._evaluate(work, self._get(work), base_D)
 
-    def gradient(self, work: Work, base_D: Vector, samples: int) -> Gradient:
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
         """Return the sum of the loss's gradients at `base_D` over some training examples, drawn from the work's seed.
 
         Raises:
+            Stopped: `stop` was set.
             InvalidInput: as for `initialise`, or a gradient is not finite.
         """
         import torch
@@ -219,7 +215,7 @@ class LocalWorker:
         built = self._get(work)
         built.model.write(base_D)
         generator = torch.Generator().manual_seed(derive_seed(work.seed, "batches"))
-        run = TrainingRun(work.job.training, generator, lambda part: None)
+        run = TrainingRun(work.job.training, generator, _ticking(work, stop, None))
         with self._seeded(derive_seed(work.seed, "global")), built.model.measuring() as found:
             num_examples = built.task.add_gradients(built.model, built.data.train, run, samples)
             values = found()
@@ -292,3 +288,15 @@ class LocalWorker:
             if devices:
                 torch.cuda.manual_seed_all(seed)
             yield
+
+
+def _ticking(
+    work: Work, stop: threading.Event | None, progress: Callable[[float], None] | None
+) -> Callable[[float], None]:
+    def tick(part: float) -> None:
+        if stop is not None and stop.is_set():
+            raise Stopped(f"stopped at {part:.0%} of version {work.version} of job {work.job_id}")
+        if progress is not None:
+            progress(part)
+
+    return tick

@@ -94,7 +94,8 @@ class Frames:
             try:
                 async for chunk in chunks:
                     if offset + len(chunk) > len(frame):
-                        raise Declined(f"the frame goes on after the {len(frame)} bytes that were announced")
+                        what = "basis" if basis else "frame"
+                        raise Declined(f"the {what} goes on after the {len(frame)} bytes that it should have")
                     frame[offset : offset + len(chunk)] = chunk
                     digest.update(chunk)
                     offset += len(chunk)

@@ -73,7 +73,7 @@ class Worker(Protocol):
         """Measure `base_D`."""
         ...
 
-    def gradient(self, work: Work, base_D: Vector, samples: int) -> Gradient:
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
         """Return the loss's gradient at `base_D`, summed over some training examples."""
         ...
 
@@ -209,7 +209,7 @@ class UpdateMaker:
                 raise Declined(f"the basis {assignment.basis_digest} is not here")
             base_D = plan.downlink.decode(frame, plan.layout.moving.sizes)
             if assignment.kind is WorkKind.GRADIENT:
-                return self._gradient(assignment, plan, work, base_D)
+                return self._gradient(assignment, plan, work, base_D, stop)
             if assignment.kind is WorkKind.EVALUATE:
                 measured = self._worker.evaluate(work, base_D)
                 return self._sign(assignment, plan.layout, Pieces(), evaluation=measured)
@@ -228,13 +228,20 @@ class UpdateMaker:
     def _has_basis(self, assignment: Assignment, plan: _Plan) -> bool:
         return assignment.basis_digest in ("", plan.basis_digest)
 
-    def _gradient(self, assignment: Assignment, plan: _Plan, work: Work, base_D: Vector) -> Update:
+    def _gradient(
+        self, assignment: Assignment, plan: _Plan, work: Work, base_D: Vector, stop: threading.Event
+    ) -> Update:
         """Return the sum of the loss's gradients by the adapted weights, or its signs."""
         params = parse_params(LoraSbParams, plan.job.adapter.params, "adapter")
-        found = self._worker.gradient(work, base_D, params.samples)
-        pipeline = build_pipeline([{"codec": "sign" if params.votes else "raw"}])
+        found = self._worker.gradient(work, base_D, params.samples, stop=stop)
+        rng = stream(assignment.seed, "encode")
+        if params.votes:
+            # One bit has no zero. A weight without a gradient, such as that of an input that is always 0, must not
+            # get everybody's same vote: votes that are drawn cancel out.
+            undecided = np.flatnonzero(found.values == 0)
+            found.values[undecided] = rng.choice(np.array([-1, 1], dtype=np.float32), undecided.size)
         sizes = gradient_layout(plan.layout).sizes
-        frame = Pieces(*pipeline.parts(found.values, stream(assignment.seed, "encode"), sizes))
+        frame = Pieces(*build_pipeline([{"codec": params.gradient_codec}]).parts(found.values, rng, sizes))
         measured = self._worker.evaluate(work, base_D)
         return self._sign(assignment, plan.layout, frame, num_examples=found.num_examples, evaluation=measured)
 

@@ -62,6 +62,11 @@ class LoraSbParams(Params):
     votes: bool = Field(default=False, description="Send the gradient's signs alone, one bit each, as votes.")
     step: float = Field(default=1e-3, gt=0, le=1, description="Eta: the first step is this times the gradient's sign.")
 
+    @property
+    def gradient_codec(self) -> str:
+        """What the clients' gradients are sent through, whatever the job does to its updates."""
+        return "sign" if self.votes else "raw"
+
 
 class FullParams(Params):
     """`name = "full"` has no further keys."""

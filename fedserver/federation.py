@@ -185,12 +185,13 @@ class Federation:
     async def state(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
         """Yield a version's values from byte `offset` to their end, in chunks, the basis last; raises like `frame`."""
         found = self.version(job_id, version)
-        for digest in filter(None, (found.state_blob, found.basis_blob)):
-            num_bytes = self.services.vault.size(digest)
-            if offset <= num_bytes or digest == (found.basis_blob or found.state_blob):
-                async for chunk in self._chunks(digest, offset):
-                    yield chunk
-            offset = max(0, offset - num_bytes)
+        num_bytes = self.services.vault.size(found.state_blob)
+        if found.basis_blob is None or offset < num_bytes:
+            async for chunk in self._chunks(found.state_blob, offset):
+                yield chunk
+        if found.basis_blob is not None:
+            async for chunk in self._chunks(found.basis_blob, max(0, offset - num_bytes)):
+                yield chunk
 
     async def _chunks(self, digest: str, offset: int) -> AsyncIterator[bytes]:
         vault, loop = self.services.vault, asyncio.get_running_loop()

@@ -30,12 +30,13 @@ class AdaptedModel:
     Args:
         module: the model, ready to be called.
         trained: (group, name, parameter) in the order of the flat vector.
-        basis: (name, buffer): what the start of the job sets for good.
+        basis: (name, parameter): what the start of the job sets for good.
         adapted: weights from whose gradients the job starts, each as outputs × inputs.
 
     Attributes:
         parameters: what is trained.
         layout: of these and, behind them, of the basis.
+        basis: what stays as the start of the job has set it, by name.
 
     Raises:
         LayoutError: nothing is to be trained, or a name or type does not fit a layout.
@@ -45,12 +46,12 @@ class AdaptedModel:
         self,
         module: nn.Module,
         trained: Iterable[tuple[str, str, nn.Parameter]],
-        basis: Iterable[tuple[str, Tensor]] = (),
+        basis: Iterable[tuple[str, nn.Parameter]] = (),
         adapted: Iterable[Target] = (),
     ) -> None:
         self.module = module
         self._adapted = list(adapted)
-        self._basis = dict(basis)
+        self.basis = dict(basis)
         rows = list(trained)
         for _, name, parameter in rows:
             if parameter.dtype not in _DTYPES:
@@ -60,7 +61,7 @@ class AdaptedModel:
         self.layout = Layout.of(
             [
                 *((group, name, tuple(p.shape), _DTYPES[p.dtype]) for group, name, p in rows),
-                *((BASIS_GROUP, name, tuple(buffer.shape), "float32") for name, buffer in self._basis.items()),
+                *((BASIS_GROUP, name, tuple(factor.shape), "float32") for name, factor in self.basis.items()),
             ]
         )
         chosen = {id(parameter) for parameter in self.parameters}
@@ -81,7 +82,7 @@ class AdaptedModel:
 
     def read_all(self) -> Vector:
         """Return a copy of the trained parameters and, behind them, of the basis."""
-        basis = [buffer.detach().to("cpu", torch.float32).numpy().ravel() for buffer in self._basis.values()]
+        basis = [factor.detach().to("cpu", torch.float32).numpy().ravel() for factor in self.basis.values()]
         return np.concatenate([self.read(), *basis])
 
     def write(self, flat_D: Vector) -> None:
@@ -106,35 +107,42 @@ class AdaptedModel:
             raise LayoutError(f"basis of shape {basis.shape}, the layout says ({self.layout.num_basis_values},)")
         start = 0
         with torch.no_grad():
-            for buffer in self._basis.values():
-                values = np.array(basis[start : start + buffer.numel()], dtype=np.float32).reshape(buffer.shape)
-                buffer.copy_(torch.from_numpy(values))
-                start += buffer.numel()
+            for factor in self.basis.values():
+                values = np.array(basis[start : start + factor.numel()], dtype=np.float32).reshape(factor.shape)
+                factor.copy_(torch.from_numpy(values))
+                start += factor.numel()
 
     @contextmanager
     def measuring(self) -> Iterator[Callable[[], Vector]]:
         """Let gradients by the adapted weights add up within the block, and by nothing else.
 
-        What it yields returns them: matrix after matrix, outputs × inputs, in the order of the layout.
+        What it yields returns them: matrix after matrix, outputs × inputs, in the order of the layout. They add up in
+        float32 in main memory, whatever the model is in, and each leaves the device as soon as it is there.
         """
+        sizes = [target.num_outputs * target.num_inputs for target in self._adapted]
+        sums = np.split(np.zeros(sum(sizes), dtype=np.float32), np.cumsum(sizes)[:-1])
+
+        def adds(target: Target, total: Vector) -> Callable[[Tensor], None]:
+            def add(weight: Tensor) -> None:
+                assert weight.grad is not None
+                gradient = weight.grad.detach().to("cpu", torch.float32).numpy()
+                total[:] += (gradient.T if target.is_transposed else gradient).ravel()
+                weight.grad = None
+
+            return add
+
         weights: list[Any] = [target.layer.weight for target in self._adapted]
-        for parameter in self.parameters:
-            parameter.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
-            weight.grad = None
-
-        def found() -> Vector:
-            gradients = []
-            for target, weight in zip(self._adapted, weights, strict=True):
-                gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                gradient = gradient.detach().to("cpu", torch.float32)
-                gradients.append((gradient.T if target.is_transposed else gradient).numpy().ravel())
-            return np.concatenate(gradients)
-
+        hooks = []
         try:
-            yield found
+            for parameter in self.parameters:
+                parameter.requires_grad_(False)
+            for target, weight, total in zip(self._adapted, weights, sums, strict=True):
+                weight.requires_grad_(True)
+                hooks.append(weight.register_post_accumulate_grad_hook(adds(target, total)))
+            yield lambda: np.concatenate(sums)
         finally:
+            for hook in hooks:
+                hook.remove()
             for weight in weights:
                 weight.requires_grad_(False)
                 weight.grad = None

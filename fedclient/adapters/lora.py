@@ -59,7 +59,7 @@ class Lora(Adapter):
     def attach(self, model: nn.Module, seed: int) -> AdaptedModel:
         """See `Adapter.attach` and `find_targets`. Each layer draws from a stream of its own, named by its path."""
         trained: list[tuple[str, str, nn.Parameter]] = []
-        basis: list[tuple[str, Tensor]] = []
+        basis: list[tuple[str, nn.Parameter]] = []
         for target in find_targets(model, self.params.targets, self.params.rank):
             adapted = LoraLinear(target, self.params, stream(seed, "lora", target.path))
             replace(model, target.path, adapted)

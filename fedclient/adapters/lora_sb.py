@@ -24,15 +24,13 @@ class LoraSbLinear(nn.Module):
     There is no scale: with orthonormal B and A a step of R is the projected step of W (LoRA-SB, theorem 3).
     """
 
-    lora_A: Tensor  # noqa: N815 - PEFT's names
-    lora_B: Tensor  # noqa: N815
-
     def __init__(self, target: Target, params: LoraSbParams) -> None:
         super().__init__()
         self.base = target.layer
         device = next(target.layer.parameters()).device
-        self.register_buffer("lora_A", torch.zeros(params.rank, target.num_inputs, device=device))
-        self.register_buffer("lora_B", torch.zeros(target.num_outputs, params.rank, device=device))
+        # Parameters all three: a parameter, unlike a buffer, stays the same object when the model moves to a device.
+        self.lora_A = nn.Parameter(torch.zeros(params.rank, target.num_inputs, device=device), requires_grad=False)
+        self.lora_B = nn.Parameter(torch.zeros(target.num_outputs, params.rank, device=device), requires_grad=False)
         self.lora_R = nn.Parameter(torch.zeros(params.rank, params.rank, device=device))
         self.dropout = nn.Dropout(params.dropout)
 
@@ -57,7 +55,7 @@ class LoraSb(Adapter):
         """
         targets = find_targets(model, self.params.targets, self.params.rank)
         trained: list[tuple[str, str, nn.Parameter]] = []
-        basis: list[tuple[str, Tensor]] = []
+        basis: list[tuple[str, nn.Parameter]] = []
         for target in targets:
             weight = target.layer.weight
             if not isinstance(weight, Tensor) or not weight.is_floating_point():

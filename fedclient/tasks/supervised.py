@@ -54,10 +54,13 @@ def add_gradients(
     """
     model.module.eval()
     order_N = torch.randperm(len(data), generator=run.generator).to(data.inputs.device)[:samples]
+    done = 0
     for rows in torch.split(order_N, run.settings.batch_size):
         mean = loss(model.module(data.inputs[rows]), data.targets[rows])
         (mean * len(rows)).backward()  # type: ignore[no-untyped-call]
-    return len(order_N)
+        done += len(rows)
+        run.tick(done / len(order_N))
+    return done
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: TrainingSection) -> torch.optim.Optimizer:

@@ -53,7 +53,9 @@ def methods(as_json: JsonOption = False) -> None:
         flags = ["yes" if flag else "no" for flag in (each.exact, each.changes_base)]
         rows.append([each.name, runs, *flags, each.up_text, each.down_text, each.source])
     typer.echo("\n".join(["methods", *(f"  {line}" for line in columns(rows)), ""]))
-    typer.echo("adapters and tasks run on clients, each of which has its own: adapters full and lora come with them")
+    typer.echo(
+        "adapters and tasks run on clients, each of which has its own: with them come the adapters of these methods"
+    )
     for kind, points in names.items():
         for point in points:
             typer.echo(f"  installed here too, of {kind}: {point['name']} ({point['source']})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedcodec import Pipeline
-from fedcore.adapters import FullParams, LoraParams
+from fedcore.adapters import GRADIENT_START, FullParams, LoraParams, LoraSbParams
 from fedcore.jobfile import Job
 from fedcore.params import parse_params
 from fedserver.cost.methods import Method, method_of_adapter
@@ -44,9 +44,13 @@ def costs_of_job(job: Job, source: str) -> JobCosts:
     plan = make_plan(job, source)
     method = method_of_adapter(job.adapter.name)
     model = job.task.params.get("model")
-    lora = None if method.whole else parse_params(LoraParams, job.adapter.params, "adapter")
-    if lora is None:
+    lora: LoraParams | LoraSbParams | None = None
+    if method.whole:
         parse_params(FullParams, job.adapter.params, "adapter")
+    elif job.adapter.name in GRADIENT_START:
+        lora = parse_params(LoraSbParams, job.adapter.params, "adapter")
+    else:
+        lora = parse_params(LoraParams, job.adapter.params, "adapter")
     return JobCosts(
         name=job.job.name,
         method=method,

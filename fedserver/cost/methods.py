@@ -104,6 +104,7 @@ METHODS: Final = {
             up=((B,),),
             down=((B,),),
             exact=True,
+            adapter="ffa-lora",
         ),
         Method(
             "rolora",
@@ -159,6 +160,7 @@ METHODS: Final = {
             up=((R,),),
             down=((R,),),
             exact=True,
+            adapter="lora-sb",
             setup_up=(Sent("summed gradient", "m", "n"),),
             setup_down=(A, B, R),
         ),

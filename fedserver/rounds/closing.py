@@ -124,9 +124,11 @@ def _start(vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, latest: V
     assert plan.start is not None
     number = latest.version + 1
     base_D = np.frombuffer(vault.open(latest.state_blob, VALUE_BYTES * layout.moving.num_values), dtype="<f4")
-    frames = [
-        vault.open(attempt.frames[client], attempt.headers[client].frame_bytes) for client in sorted(attempt.frames)
-    ]
+
+    def frames() -> Iterator[memoryview]:
+        for client, kept in sorted(attempt.frames.items()):
+            yield vault.open(kept, attempt.headers[client].frame_bytes)
+
     values_D, basis = plan.start.factors(layout, base_D, frames)
     with vault.writer() as state, vault.writer() as kept:
         state.write(np.ascontiguousarray(values_D, dtype="<f4").data.cast("B"))

@@ -31,6 +31,13 @@ class Plan:
     optimizer: ServerOptimizer
     start: GradientStart | None = None
 
+    @property
+    def codecs(self) -> frozenset[str]:
+        """Names of the codecs that a client must have."""
+        stages = (*self.job.compression.uplink, *self.job.compression.downlink)
+        first = () if self.start is None else (self.start.params.gradient_codec,)
+        return frozenset((*(stage.codec for stage in stages), *first))
+
     def open_fold(self, num_values: int) -> Fold:
         """Return an empty fold for one version.
 

@@ -1,27 +1,33 @@
 """The start of a job from its clients' first gradients: the frozen factors and what is trained between them.
 
-Shape legend: m × n an adapted matrix, r the rank.
+Shape legend: m × n an adapted matrix, r the rank; D values of all gradients together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from fedagg.lowrank import Matrix, add_gradients, start
+from fedagg.lowrank import start
 from fedcodec import Pipeline, build_pipeline
 from fedcore.adapters import GRADIENT_START, LoraSbParams, basis_modules, gradient_layout
+from fedcore.errors import InvalidInput, JobFailed
 from fedcore.jobfile import Job
-from fedcore.layout import Layout, Vector
+from fedcore.layout import Layout, TensorSpec, Vector
 from fedcore.params import parse_params
-from fedcore.part import Part, dense_blocks
+from fedserver.state.vault import passing
 
-BLOCK_VALUES: Final = 1 << 18
+SUMMED_VALUES: Final = 1 << 26
+"""Of a float64 each: sums that are in memory at a time, unless one matrix has more."""
 MAX_GRADIENT: Final = 1e30
 """Largest magnitude of a gradient's value: sums over all clients stay finite."""
+
+Frames = Callable[[], Iterator[memoryview]]
 
 
 @dataclass(frozen=True)
@@ -30,34 +36,52 @@ class GradientStart:
 
     params: LoraSbParams
 
-    @property
+    @cached_property
     def uplink(self) -> Pipeline:
         """How clients send their gradients."""
-        return build_pipeline([{"codec": "sign" if self.params.votes else "raw"}])
+        return build_pipeline([{"codec": self.params.gradient_codec}])
 
-    def factors(self, layout: Layout, base_D: Vector, frames: Sequence[memoryview]) -> tuple[Vector, Vector]:
+    def factors(self, layout: Layout, base_D: Vector, frames: Frames) -> tuple[Vector, Vector]:
         """Return the values that are trained from, and the basis, both in the order of the layout.
 
-        One matrix of m × n at a time is in memory. The sum is in float64, in the order of `frames`.
+        Memory does not grow with the clients: frames are opened one by one, for models of more than `SUMMED_VALUES`
+        several times. Sums are in float64, in the order of `frames`.
 
         Args:
             layout: of the job, with its basis.
             base_D: the values of version 0; those of each R are replaced.
-            frames: each client's gradients, checked before.
+            frames: opens each client's gradients, checked before, always in the same order.
 
         Raises:
-            InvalidInput: a sum of gradients is 0 everywhere.
+            JobFailed: a sum of gradients is 0 everywhere; the text names the layer.
         """
-        gradients = gradient_layout(layout)
-        sent = [_values(self.uplink.open(frame, gradients.sizes)) for frame in frames]
-        trained, basis = layout.moving.unflatten(base_D.copy()), {}
-        for module, (m, n, rank) in basis_modules(layout).items():
-            found = start(add_gradients(_take(values, m, n) for values in sent), rank, self.params.step)
-            (key,) = [key for key in trained if key[1] == f"{module}.lora_R.weight"]
-            trained[key] = found.r_rr
-            basis[f"{module}.lora_A.weight"], basis[f"{module}.lora_B.weight"] = found.a_rn, found.b_mr
-        frozen = [basis[tensor.name] for tensor in layout.tensors[len(layout.moving.tensors) :]]
-        return layout.moving.flatten(trained), np.concatenate([matrix.ravel() for matrix in frozen])
+        gradients, found = gradient_layout(layout), layout.moving.unflatten(base_D.copy())
+        ranks = {module: rank for module, (_, _, rank) in basis_modules(layout).items()}
+        values = {tensor.name: found[tensor.group, tensor.name] for tensor in layout.moving.tensors}
+        for matrices in _batches(gradients):
+            total_D = self._sum(gradients, matrices, frames)
+            for module, (m, n), at in ((t.name, t.shape, t.offset - matrices[0].offset) for t in matrices):
+                try:
+                    begun = start(total_D[at : at + m * n].reshape(m, n), ranks[module], self.params.step)
+                except InvalidInput as error:
+                    raise JobFailed(f"layer {module}: {error}") from error
+                values[f"{module}.lora_R.weight"] = begun.r_rr
+                values[f"{module}.lora_A.weight"], values[f"{module}.lora_B.weight"] = begun.a_rn, begun.b_mr
+        flat = [values[tensor.name].ravel() for tensor in layout.tensors]
+        cut = len(layout.moving.tensors)
+        return np.concatenate(flat[:cut]), np.concatenate(flat[cut:])
+
+    def _sum(self, gradients: Layout, matrices: list[TensorSpec], frames: Frames) -> npt.NDArray[np.float64]:
+        first, end = matrices[0].offset, matrices[-1].offset + matrices[-1].num_values
+        total_D = np.zeros(end - first)
+        for frame in frames():
+            for part in passing(self.uplink.open(frame, gradients.sizes), frame):
+                if part.start >= end:
+                    break
+                left, right = max(first, part.start), min(end, part.start + part.size)
+                if left < right:
+                    total_D[left - first : right - first] += part.dense()[left - part.start : right - part.start]
+        return total_D
 
 
 def gradient_start(job: Job) -> GradientStart | None:
@@ -71,30 +95,12 @@ def gradient_start(job: Job) -> GradientStart | None:
     return GradientStart(parse_params(LoraSbParams, job.adapter.params, "adapter"))
 
 
-class _Values:
-    """One client's values, read from their start to their end."""
-
-    def __init__(self, blocks: Iterator[Vector]) -> None:
-        self._blocks = blocks
-        self._left: Vector = np.empty(0, dtype=np.float32)
-
-    def take(self, count: int) -> Vector:
-        """Return the next values."""
-        found = np.empty(count, dtype=np.float32)
-        filled = 0
-        while filled < count:
-            if not self._left.size:
-                self._left = next(self._blocks)
-            part = self._left[: count - filled]
-            found[filled : filled + part.size] = part
-            self._left = self._left[part.size :]
-            filled += part.size
-        return found
-
-
-def _values(parts: Iterator[Part]) -> _Values:
-    return _Values(dense_blocks(parts, BLOCK_VALUES))
-
-
-def _take(values: _Values, m: int, n: int) -> Matrix:
-    return values.take(m * n).reshape(m, n)
+def _batches(gradients: Layout) -> Iterator[list[TensorSpec]]:
+    """Yield consecutive matrices that are summed up together."""
+    batch: list[TensorSpec] = []
+    for tensor in gradients.tensors:
+        if batch and tensor.offset + tensor.num_values - batch[0].offset > SUMMED_VALUES:
+            yield batch
+            batch = []
+        batch.append(tensor)
+    yield batch

@@ -46,7 +46,7 @@ class Worker:
     def forget(self, job_id: str) -> None:
         pass
 
-    def gradient(self, work: Work, base_D: Vector, samples: int) -> Gradient:
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
         raise AssertionError("no job here starts from gradients")
 
     def basis_digest(self, work: Work) -> str:

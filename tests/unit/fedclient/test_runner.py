@@ -138,7 +138,7 @@ class Worker:
     def forget(self, job_id: str) -> None:
         self.forgotten.append(job_id)
 
-    def gradient(self, work: Work, base_D: Vector, samples: int) -> Gradient:
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
         raise AssertionError("no job here starts from gradients")
 
     def basis_digest(self, work: Work) -> str:

@@ -89,6 +89,16 @@ def test_job_gives_rank_targets_clients_model_and_pipelines(capsys: pytest.Captu
     assert (other["clients"], other["matrices"], other["parameters_up"]) == (7, 12, 12 * 8 * 2 * 768)
 
 
+def test_a_fed_sb_job_counts_squares_and_its_start(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(JOB.replace('"lora"', '"lora-sb"\nvotes = true'))
+    answer = cost(capsys, str(file), "--method", "fed-sb")
+    assert (answer["job_method"], answer["parameters_up"]) == ("fed-sb", 24 * 32**2)
+    assert answer["setup_parameters_up"] == 24 * 768**2
+    file.write_text(JOB.replace('"lora"', '"lora-sb"\nalpha = 16'))
+    assert "adapter.alpha" in refused(capsys, str(file))
+
+
 def test_job_of_the_demo_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["cost", DIGITS, "--model", SHAPES, "--target", "hidden*", "--rank", "16"]
     assert run_app(app, "fedserver", arguments) == Exit.OK
@@ -112,7 +122,7 @@ def test_what_cannot_be_counted_is_refused(capsys: pytest.CaptureFixture[str], t
     assert "did you mean 'flora'" in refused(capsys, "--model", "bert-base", "--method", "flor")
     file = tmp_path / "job.toml"
     file.write_text(JOB.replace('"lora"', '"prefix"'))
-    assert "adapter.name: costs are known of full, lora, got 'prefix'" in refused(capsys, str(file))
+    assert "adapter.name: costs are known of full, lora, ffa-lora, lora-sb, got 'prefix'" in refused(capsys, str(file))
     file.write_text(JOB.replace("rank = 32", "rank = 0"))
     assert "adapter.rank" in refused(capsys, str(file))
     file.write_text(JOB.replace('"bf16"', '"bf17"'))
@@ -125,11 +135,13 @@ def test_methods_says_what_each_sends_and_whether_it_runs(capsys: pytest.Capture
     assert run_app(app, "fedserver", ["methods", "--json"]) == Exit.OK
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["methods"]}
     assert list(rows) == list(METHODS)
-    assert {name for name, row in rows.items() if row["runs"]} == {"full", "fedit"}
+    assert {name for name, row in rows.items() if row["runs"]} == {"full", "fedit", "ffa-lora", "fed-sb"}
     assert rows["rolora"]["up"] == "B (m × r), then A (r × n)"
     assert [name for name, row in rows.items() if row["changes_base"]] == ["flora", "fedex-lora"]
     assert run_app(app, "fedserver", ["methods"]) == Exit.OK
-    assert re.search(r"^  fed-sb +not yet +yes +no +R \(r × r\) +R \(r × r\) +Singhal", capsys.readouterr().out, re.M)
+    assert re.search(
+        r"^  fed-sb +adapter lora-sb +yes +no +R \(r × r\) +R \(r × r\) +Singhal", capsys.readouterr().out, re.M
+    )
 
 
 def documented(table: int) -> list[list[str]]:
