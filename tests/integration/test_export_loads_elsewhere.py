@@ -125,7 +125,8 @@ def train(case: Case, dtype: torch.dtype = torch.float32) -> AdaptedModel:
 
 def orthonormal(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     u, _, vt = np.linalg.svd(matrix, full_matrices=False)
-    return (u @ vt).astype(np.float32)
+    nearest: npt.NDArray[np.float32] = (u @ vt).astype(np.float32)
+    return nearest
 
 
 def export(model: AdaptedModel, case: Case, folder: Path) -> Exported:
