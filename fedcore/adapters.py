@@ -82,7 +82,7 @@ def basis_modules(layout: Layout) -> dict[str, tuple[int, int, int]]:
     """Return the path of each module between whose frozen factors R is trained, with m, n and r, in layout order.
 
     Raises:
-        LayoutError: the layout is not one of complete R, A, B triples.
+        LayoutError: the layout is not one of complete R, A, B triples, or a rank is above min(m, n).
     """
     shapes = {(tensor.group, tensor.name): tensor.shape for tensor in layout.tensors}
     modules: dict[str, tuple[int, int, int]] = {}
@@ -93,6 +93,8 @@ def basis_modules(layout: Layout) -> dict[str, tuple[int, int, int]]:
         a, b = (shapes.pop((BASIS_GROUP, module + factor), ()) for factor in (_A, _B))
         if not len(a) == len(b) == 2 or not tensor.shape == (a[0], a[0]) == (b[1], b[1]):
             raise LayoutError(f"module {module}: R {tensor.shape}, A {a} and B {b} are not (r, r), (r, n) and (m, r)")
+        if a[0] > min(b[0], a[1]):
+            raise LayoutError(f"module {module}: rank {a[0]}, above min({b[0]}, {a[1]})")
         modules[module] = (b[0], a[1], a[0])
     if extra := [name for group, name in shapes if group == BASIS_GROUP]:
         raise LayoutError(f"tensor {extra[0]} of the basis belongs to no R")

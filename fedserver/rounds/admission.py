@@ -87,7 +87,7 @@ def check_header(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> N
     if header.basis_digest != basis:
         raise UpdateRejected(
             UpdateResult.WRONG_LAYOUT,
-            f"basis {(header.basis_digest or 'none')[:12]}, the job's is {(basis or 'none')[:12]}",
+            f"computed with basis {(header.basis_digest or 'none')[:12]}, the job's is {(basis or 'none')[:12]}",
         )
     if attempt.kind in (WorkKind.GRADIENT, WorkKind.TRAIN) and header.num_examples < 1:
         raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, "num_examples 0, an update needs at least 1")

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedclient.enroll import enroll
 from fedclient.identity import ClientIdentity
+from fedclient.transport.base import Transport
 from fedclient.transport.grpc_transport import GrpcTransport
 from fedcore.adapters import gradient_layout
 from fedcore.clock import SystemClock
@@ -36,7 +37,7 @@ class Member:
 
     name: str
     identity: ClientIdentity
-    transport: GrpcTransport
+    transport: Transport
     player: Player
     layout: Layout
 
