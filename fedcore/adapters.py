@@ -87,7 +87,7 @@ def basis_modules(layout: Layout) -> dict[str, tuple[int, int, int]]:
     shapes = {(tensor.group, tensor.name): tensor.shape for tensor in layout.tensors}
     modules: dict[str, tuple[int, int, int]] = {}
     for tensor in layout.moving.tensors:
-        if not tensor.name.endswith(_R):
+        if tensor.group != ADAPTER_GROUP or not tensor.name.endswith(_R):
             continue
         module = tensor.name.removesuffix(_R)
         a, b = (shapes.pop((BASIS_GROUP, module + factor), ()) for factor in (_A, _B))

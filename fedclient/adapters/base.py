@@ -120,7 +120,8 @@ class AdaptedModel:
         float32 in main memory, whatever the model is in, and each leaves the device as soon as it is there.
         """
         sizes = [target.num_outputs * target.num_inputs for target in self._adapted]
-        sums = np.split(np.zeros(sum(sizes), dtype=np.float32), np.cumsum(sizes)[:-1])
+        gradients = np.zeros(sum(sizes), dtype=np.float32)
+        sums = np.split(gradients, np.cumsum(sizes)[:-1])
 
         def adds(target: Target, total: Vector) -> Callable[[Tensor], None]:
             def add(weight: Tensor) -> None:
@@ -139,7 +140,7 @@ class AdaptedModel:
             for target, weight, total in zip(self._adapted, weights, sums, strict=True):
                 weight.requires_grad_(True)
                 hooks.append(weight.register_post_accumulate_grad_hook(adds(target, total)))
-            yield lambda: np.concatenate(sums)
+            yield lambda: gradients
         finally:
             for hook in hooks:
                 hook.remove()

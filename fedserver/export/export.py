@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from fedcore.adapters import peft_config, peft_state_names
-from fedcore.errors import LayoutError, StateUnusable
+from fedcore.errors import InvalidInput, LayoutError, StateUnusable
 from fedcore.layout import Layout
 from fedserver.export.base import (
     ADAPTER_CONFIG_FILE,
@@ -43,6 +43,11 @@ def export_version(
         StateUnusable: `state` is not what `what` says.
         StorageFailed: the disk is full, read-only, failing; nothing is left behind.
     """
+    if what.layout.num_basis_values and what.basis_sha256 is None:
+        raise InvalidInput(
+            f"version {what.version} of job {what.job.job.name!r} is the base model: the job starts from gradients, and"
+            " has factors to export from version 1 on"
+        )
     _check_state(what, state)
     layout, state = as_lora(what.layout, state) if what.job.adapter.name == "lora-sb" else (what.layout, state)
     weights_file = ADAPTER_FILE if what.is_lora else MODEL_FILE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from fedcore.adapters import basis_modules, gradient_layout
+from fedcore.adapters import gradient_layout
 from fedcore.errors import FrameError, LayoutError, Unauthenticated, UpdateRejected, UpdateResult
 from fedcore.identity import verify
 from fedcore.layout import Layout
@@ -72,7 +72,7 @@ def check_header(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> N
     assert whole is not None
     if engine.plan.start is not None:
         try:
-            basis_modules(whole)
+            gradient_layout(whole)
         except LayoutError as error:
             raise UpdateRejected(UpdateResult.WRONG_LAYOUT, str(error)) from error
     if header.layout_digest != whole.digest:

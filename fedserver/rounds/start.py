@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from fedagg.lowrank import start
 from fedcodec import Pipeline, build_pipeline
-from fedcore.adapters import GRADIENT_START, LoraSbParams, basis_modules, gradient_layout
+from fedcore.adapters import ADAPTER_GROUP, GRADIENT_START, LoraSbParams, basis_modules, gradient_layout
 from fedcore.errors import InvalidInput, JobFailed
 from fedcore.jobfile import Job
-from fedcore.layout import Layout, TensorSpec, Vector
+from fedcore.layout import BASIS_GROUP, Layout, TensorSpec, Vector
 from fedcore.params import parse_params
 from fedserver.state.vault import passing
 
@@ -55,9 +55,8 @@ class GradientStart:
         Raises:
             JobFailed: a sum of gradients is 0 everywhere; the text names the layer.
         """
-        gradients, found = gradient_layout(layout), layout.moving.unflatten(base_D.copy())
+        gradients, values = gradient_layout(layout), layout.moving.unflatten(base_D)
         ranks = {module: rank for module, (_, _, rank) in basis_modules(layout).items()}
-        values = {tensor.name: found[tensor.group, tensor.name] for tensor in layout.moving.tensors}
         for matrices in _batches(gradients):
             total_D = self._sum(gradients, matrices, frames)
             for module, (m, n), at in ((t.name, t.shape, t.offset - matrices[0].offset) for t in matrices):
@@ -65,9 +64,10 @@ class GradientStart:
                     begun = start(total_D[at : at + m * n].reshape(m, n), ranks[module], self.params.step)
                 except InvalidInput as error:
                     raise JobFailed(f"layer {module}: {error}") from error
-                values[f"{module}.lora_R.weight"] = begun.r_rr
-                values[f"{module}.lora_A.weight"], values[f"{module}.lora_B.weight"] = begun.a_rn, begun.b_mr
-        flat = [values[tensor.name].ravel() for tensor in layout.tensors]
+                values[ADAPTER_GROUP, f"{module}.lora_R.weight"] = begun.r_rr
+                values[BASIS_GROUP, f"{module}.lora_A.weight"] = begun.a_rn
+                values[BASIS_GROUP, f"{module}.lora_B.weight"] = begun.b_mr
+        flat = [values[tensor.group, tensor.name].ravel() for tensor in layout.tensors]
         cut = len(layout.moving.tensors)
         return np.concatenate(flat[:cut]), np.concatenate(flat[cut:])
 

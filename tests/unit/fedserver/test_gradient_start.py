@@ -157,6 +157,9 @@ async def test_gradients_of_zeros_fail_the_job_with_a_sentence(tmp_path: Path) -
     [
         (LAYOUT, "no tensor is an R between two factors"),
         (layout_of((6, 5), (1, 8)), "module 1: rank 2, above min(1, 8)"),
+        (layout_of((1 << 20, 1 << 20)), "more than 68719476736 values up to tensor 0"),
+        (Layout.of(("x" if t.group == "adapter" else t.group, t.name, t.shape, t.dtype) for t in SB.tensors), "no R"),
+        (Layout.of((t.group, t.name[1:], t.shape, t.dtype) for t in layout_of((6, 5)).tensors), "tensor name ''"),
     ],
 )
 async def test_a_first_version_that_cannot_start_is_refused(tmp_path: Path, layout: Layout, reason: str) -> None:
