@@ -22,7 +22,7 @@ import numpy as np
 from fedclient.identity import ClientIdentity
 from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
-from fedclient.trainer import Evaluation, Trained, Work
+from fedclient.trainer import Evaluation, Gradient, Trained, Work
 from fedclient.transport.grpc_transport import GrpcTransport
 from fedcore.allocator import keep_memory
 from fedcore.clock import SystemClock
@@ -66,6 +66,18 @@ class EchoWorker:
 
     def forget(self, job_id: str) -> None:
         """Keep nothing."""
+
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+        """Refuse."""
+        raise AssertionError("no job here starts from gradients")
+
+    def basis_digest(self, work: Work) -> str:
+        """Return none."""
+        return ""
+
+    def set_basis(self, work: Work, basis: Vector) -> None:
+        """Refuse."""
+        raise AssertionError("no job here has a basis")
 
 
 def constant_of(client: str) -> float:

@@ -36,3 +36,10 @@ def describe_device(device: torch.device) -> str:
         return f"{device} {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()
     return f"{device} ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Return whether `device` computes in bfloat16; a CPU without the instructions would take minutes for seconds."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - torch has no public name for it

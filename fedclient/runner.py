@@ -213,6 +213,9 @@ class ClientRunner:
             if frame is None:
                 limit = await self._compute(entry, partial(self._maker.max_frame_bytes, assignment))
                 frame = await self._frames.download(assignment, limit, retry)
+            if num_bytes := await self._compute(entry, partial(self._maker.basis_bytes, assignment)):
+                basis = await self._frames.basis(assignment, num_bytes, retry)
+                await self._compute(entry, partial(self._maker.set_basis, assignment, basis))
             make = partial(self._maker.update, assignment, frame, entry.set_progress, entry.stop)
             update = await self._compute(entry, make)
         return await deliver(self._transport, update, retry)

@@ -7,15 +7,18 @@ Shape legend: D values in the flat vector.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedclient.adapters import ADAPTERS
 from fedclient.tasks import TASKS
-from fedcore.errors import FedError
+from fedcore.errors import FedError, InvalidInput
 from fedcore.jobfile import Job
 from fedcore.layout import Layout, Vector
 from fedcore.registry import Registry
@@ -63,6 +66,14 @@ class Evaluation:
 
     num_examples: int
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The loss's gradients by the adapted weights, matrix after matrix, summed over so many examples."""
+
+    values: Vector
+    num_examples: int
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,8 @@ class LocalWorker:
         """
         # Built anew, because the cached model may have been trained on.
         model = self._build_model(work, self._make_task(work))
-        return model.layout, model.read()
+        # A basis that the job's gradients give is not known yet.
+        return model.layout, model.read() if model.starts_from_gradients else model.read_all()
 
     def layout(self, work: Work) -> Layout:
         """Return the job's layout as this client computes it; raises like `initialise`."""
@@ -170,12 +182,7 @@ class LocalWorker:
 
         from fedclient.tasks.base import TrainingRun
 
-        def tick(part: float) -> None:
-            if stop is not None and stop.is_set():
-                raise Stopped(f"stopped at {part:.0%} of version {work.version} of job {work.job_id}")
-            if progress is not None:
-                progress(part)
-
+        tick = _ticking(work, stop, progress)
         built = self._get(work)
         if stop is not None and stop.is_set():
             raise Stopped(f"stopped before version {work.version} of job {work.job_id}")
@@ -193,6 +200,38 @@ class LocalWorker:
     def evaluate(self, work: Work, base_D: Vector) -> Evaluation:
         """Measure `base_D` on the held-out data; without any, 0 examples and no metrics. Raises like `train`."""
         return self._evaluate(work, self._get(work), base_D)
+
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+        """Return the sum of the loss's gradients at `base_D` over some training examples, drawn from the work's seed.
+
+        Raises:
+            Stopped: `stop` was set.
+            InvalidInput: as for `initialise`, or a gradient is not finite.
+        """
+        import torch
+
+        from fedclient.tasks.base import TrainingRun
+
+        built = self._get(work)
+        built.model.write(base_D)
+        generator = torch.Generator().manual_seed(derive_seed(work.seed, "batches"))
+        run = TrainingRun(work.job.training, generator, _ticking(work, stop, None))
+        with self._seeded(derive_seed(work.seed, "global")), built.model.measuring() as found:
+            num_examples = built.task.add_gradients(built.model, built.data.train, run, samples)
+            values = found()
+        if not np.isfinite(values).all():
+            raise InvalidInput(f"the gradient at version {work.version} of job {work.job_id} is not finite")
+        return Gradient(values, num_examples)
+
+    def basis_digest(self, work: Work) -> str:
+        """Return the SHA-256 (hex) of the basis as it is set; "" if there is none. Raises like `initialise`."""
+        model = self._get(work).model
+        values = model.read_all()[model.layout.moving.num_values :]
+        return hashlib.sha256(values.astype("<f4").data).hexdigest() if values.size else ""
+
+    def set_basis(self, work: Work, basis: Vector) -> None:
+        """Set what the start of the job has fixed: the last values of the layout; raises like `initialise`."""
+        self._get(work).model.write_basis(basis)
 
     def describe(self, work: Work) -> str:
         """Return the task's Markdown for the model card; raises like `initialise`."""
@@ -249,3 +288,15 @@ class LocalWorker:
             if devices:
                 torch.cuda.manual_seed_all(seed)
             yield
+
+
+def _ticking(
+    work: Work, stop: threading.Event | None, progress: Callable[[float], None] | None
+) -> Callable[[float], None]:
+    def tick(part: float) -> None:
+        if stop is not None and stop.is_set():
+            raise Stopped(f"stopped at {part:.0%} of version {work.version} of job {work.job_id}")
+        if progress is not None:
+            progress(part)
+
+    return tick

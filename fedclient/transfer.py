@@ -68,6 +68,16 @@ class Frames:
             self._kept.popitem(last=False)
         return frame
 
+    async def basis(self, assignment: Assignment, num_bytes: int, retry: Retry) -> memoryview:
+        """Return the basis of the assignment's version, of which the digest is still to be checked; not kept.
+
+        Raises:
+            Declined, NotFound, Unreachable: as for `download`.
+        """
+        basis = memoryview(bytearray(num_bytes))
+        await self._fill(basis, assignment, retry, basis=True)
+        return basis
+
     async def _fetch(self, frame: memoryview, assignment: Assignment, retry: Retry) -> None:
         found = await self._fill(frame, assignment, retry)
         if found != assignment.frame_digest:
@@ -75,16 +85,17 @@ class Frames:
             found = await self._fill(frame, assignment, retry)
         _check_digest(found, assignment)
 
-    async def _fill(self, frame: memoryview, assignment: Assignment, retry: Retry) -> str:
+    async def _fill(self, frame: memoryview, assignment: Assignment, retry: Retry, *, basis: bool = False) -> str:
         """Download into `frame` and return the digest of what came."""
         digest = hashlib.sha256()
         offset = 0
         while offset < len(frame):
-            chunks = self._transport.download(assignment.job_id, assignment.version, offset)
+            chunks = self._transport.download(assignment.job_id, assignment.version, offset, basis=basis)
             try:
                 async for chunk in chunks:
                     if offset + len(chunk) > len(frame):
-                        raise Declined(f"the frame goes on after the {len(frame)} bytes that were announced")
+                        what = "basis" if basis else "frame"
+                        raise Declined(f"the {what} goes on after the {len(frame)} bytes that it should have")
                     frame[offset : offset + len(chunk)] = chunk
                     digest.update(chunk)
                     offset += len(chunk)

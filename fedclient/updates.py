@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -22,16 +22,19 @@ from pydantic import ValidationError
 
 from fedclient.pieces import Pieces
 from fedclient.residuals import Residuals, corrected, encoding_error
-from fedclient.trainer import Evaluation, Stopped, Trained, Work
+from fedclient.trainer import Evaluation, Gradient, Stopped, Trained, Work
 from fedcodec import Pipeline, build_pipeline
+from fedcore.adapters import LoraSbParams, gradient_layout
 from fedcore.draws import Draws, PrivateDraws
 from fedcore.errors import FedError, StorageFailed
 from fedcore.identity import sign
 from fedcore.jobfile import CodecStage, Job
 from fedcore.layout import Layout, Vector
 from fedcore.messages import SIGNATURE_CONTEXT, Assignment, UpdateHeader, WorkKind
+from fedcore.params import parse_params
 from fedcore.rng import stream
 
+RAW: Final = build_pipeline([{"codec": "raw"}])
 MAX_JOBS: Final = 4
 """Jobs whose models, data and newest frames stay in memory. Nobody tells a client that a job is over."""
 
@@ -70,6 +73,18 @@ class Worker(Protocol):
         """Measure `base_D`."""
         ...
 
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+        """Return the loss's gradient at `base_D`, summed over some training examples."""
+        ...
+
+    def basis_digest(self, work: Work) -> str:
+        """Return the SHA-256 (hex) of the basis that is set; "" if the job has none."""
+        ...
+
+    def set_basis(self, work: Work, basis: Vector) -> None:
+        """Set what the start of the job has fixed."""
+        ...
+
     def forget(self, job_id: str) -> None:
         """Drop what is kept for a job."""
         ...
@@ -94,6 +109,7 @@ class _Plan:
     layout: Layout
     downlink: Pipeline
     uplink: Pipeline
+    basis_digest: str
 
 
 class Encoded(NamedTuple):
@@ -135,8 +151,7 @@ class UpdateMaker:
         with _declining():
             work = self._work(assignment, Job.from_json(assignment.job))
             layout, values_D = self._worker.initialise(work)
-            raw = build_pipeline([{"codec": "raw"}])
-            frame = Pieces(*raw.parts(values_D, stream(assignment.seed, "encode")))
+            frame = Pieces(*RAW.parts(values_D, stream(assignment.seed, "encode")))
             return self._sign(assignment, layout, frame, rows=json.loads(layout.to_json()))
 
     def max_frame_bytes(self, assignment: Assignment) -> int:
@@ -147,7 +162,31 @@ class UpdateMaker:
         """
         with _declining():
             plan = self._plan(assignment)
-            return plan.downlink.max_frame_bytes(plan.layout.sizes)
+            return plan.downlink.max_frame_bytes(plan.layout.moving.sizes)
+
+    def basis_bytes(self, assignment: Assignment) -> int:
+        """Return how long a basis is that has to be downloaded first; 0: there is none, or it is here.
+
+        Raises:
+            Declined: as for `max_frame_bytes`.
+        """
+        with _declining():
+            plan = self._plan(assignment)
+            return 0 if self._has_basis(assignment, plan) else 4 * plan.layout.num_basis_values
+
+    def set_basis(self, assignment: Assignment, basis: memoryview) -> None:
+        """Take a downloaded basis.
+
+        Raises:
+            Declined: as for `max_frame_bytes`, or it is not the one that was announced.
+        """
+        with _declining():
+            plan = self._plan(assignment)
+            found = hashlib.sha256(basis).hexdigest()
+            if found != assignment.basis_digest:
+                raise Declined(f"the basis has digest {found}, {assignment.basis_digest} was announced")
+            self._worker.set_basis(self._work(assignment, plan.job), np.frombuffer(basis, dtype="<f4"))
+            self._plans[assignment.job_id] = replace(plan, basis_digest=found)
 
     def update(
         self,
@@ -166,7 +205,11 @@ class UpdateMaker:
         with _declining():
             plan = self._plan(assignment)
             work = self._work(assignment, plan.job)
-            base_D = plan.downlink.decode(frame, plan.layout.sizes)
+            if not self._has_basis(assignment, plan):
+                raise Declined(f"the basis {assignment.basis_digest} is not here")
+            base_D = plan.downlink.decode(frame, plan.layout.moving.sizes)
+            if assignment.kind is WorkKind.GRADIENT:
+                return self._gradient(assignment, plan, work, base_D, stop)
             if assignment.kind is WorkKind.EVALUATE:
                 measured = self._worker.evaluate(work, base_D)
                 return self._sign(assignment, plan.layout, Pieces(), evaluation=measured)
@@ -182,9 +225,29 @@ class UpdateMaker:
                 evaluation=trained.evaluation,
             )
 
+    def _has_basis(self, assignment: Assignment, plan: _Plan) -> bool:
+        return assignment.basis_digest in ("", plan.basis_digest)
+
+    def _gradient(
+        self, assignment: Assignment, plan: _Plan, work: Work, base_D: Vector, stop: threading.Event
+    ) -> Update:
+        """Return the sum of the loss's gradients by the adapted weights, or its signs."""
+        params = parse_params(LoraSbParams, plan.job.adapter.params, "adapter")
+        found = self._worker.gradient(work, base_D, params.samples, stop=stop)
+        rng = stream(assignment.seed, "encode")
+        if params.votes:
+            # One bit has no zero. A weight without a gradient, such as that of an input that is always 0, must not
+            # get everybody's same vote: votes that are drawn cancel out.
+            undecided = np.flatnonzero(found.values == 0)
+            found.values[undecided] = rng.choice(np.array([-1, 1], dtype=np.float32), undecided.size)
+        sizes = gradient_layout(plan.layout).sizes
+        frame = Pieces(*build_pipeline([{"codec": params.gradient_codec}]).parts(found.values, rng, sizes))
+        measured = self._worker.evaluate(work, base_D)
+        return self._sign(assignment, plan.layout, frame, num_examples=found.num_examples, evaluation=measured)
+
     def _encode(self, assignment: Assignment, plan: _Plan, delta_D: Vector) -> Encoded:
         """Encode what training gave, and for a job with error feedback keep what that leaves out."""
-        uplink, sizes, feedback = plan.uplink, plan.layout.sizes, plan.job.compression.error_feedback
+        uplink, sizes, feedback = plan.uplink, plan.layout.moving.sizes, plan.job.compression.error_feedback
         rng = self._draws(assignment, uplink, delta_D)
         if uplink.traits.lossless or uplink.traits.private_draws:  # the error would tell of what was drawn
             return Encoded(Pieces(*uplink.parts(delta_D, rng, sizes)), None)
@@ -213,7 +276,9 @@ class UpdateMaker:
             job = Job.from_json(assignment.job)
             layout = self._worker.layout(self._work(assignment, job))
             compression = job.compression
-            plan = _Plan(assignment.job, job, layout, _pipeline(compression.downlink), _pipeline(compression.uplink))
+            basis = self._worker.basis_digest(self._work(assignment, job))
+            pipelines = _pipeline(compression.downlink), _pipeline(compression.uplink)
+            plan = _Plan(assignment.job, job, layout, *pipelines, basis)
             if compression.error_feedback is not None and plan.uplink.traits.private_draws:
                 raise Declined("error feedback would take back what the uplink hides by its draws")
             self._plans[assignment.job_id] = plan
@@ -253,6 +318,7 @@ class UpdateMaker:
             "version": assignment.version,
             "kind": assignment.kind,
             "layout_digest": layout.digest,
+            "basis_digest": assignment.basis_digest or None,
             "frame_bytes": len(frame),
             "frame_digest": frame.sha256(),
             "num_examples": num_examples,

@@ -15,7 +15,7 @@ from typing import Final
 from pydantic import Field, JsonValue
 
 from fedcore.errors import LayoutError
-from fedcore.layout import Layout
+from fedcore.layout import BASIS_GROUP, Layout
 from fedcore.params import Params, parse_params
 
 ADAPTER_GROUP: Final = "adapter"
@@ -23,6 +23,7 @@ FULL_GROUP: Final = "model"
 
 _A: Final = ".lora_A.weight"
 _B: Final = ".lora_B.weight"
+_R: Final = ".lora_R.weight"
 
 
 class LoraParams(Params):
@@ -42,8 +43,69 @@ class LoraParams(Params):
     )
 
 
+class LoraSbParams(Params):
+    """Keys of `[adapter]` with `name = "lora-sb"` (Ponkshe et al., LoRA-SB, 2024; Singhal et al., Fed-SB, 2025).
+
+    The adapted layer computes `W x + b + B R A dropout(x)`. B and A are set by the server in the job's first round,
+    from the clients' gradients; R is trained.
+    """
+
+    rank: int = Field(default=8, ge=1, le=4096, description="r: R is r x r.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="On the update's input, in training only.")
+    targets: list[str] = Field(
+        default=["*"],
+        min_length=1,
+        max_length=256,
+        description="Shell patterns for module paths or their last part.",
+    )
+    samples: int = Field(default=64, ge=1, le=1_000_000, description="Examples of each client's first gradient.")
+    votes: bool = Field(default=False, description="Send the gradient's signs alone, one bit each, as votes.")
+    step: float = Field(default=1e-3, gt=0, le=1, description="Eta: the first step is this times the gradient's sign.")
+
+    @property
+    def gradient_codec(self) -> str:
+        """What the clients' gradients are sent through, whatever the job does to its updates."""
+        return "sign" if self.votes else "raw"
+
+
 class FullParams(Params):
     """`name = "full"` has no further keys."""
+
+
+GRADIENT_START: Final = frozenset({"lora-sb"})
+"""Adapters that start from the clients' gradients."""
+PEFT_ADAPTERS: Final = frozenset({"lora", "ffa-lora", "lora-sb"})
+"""Adapters that are exported for the `peft` package."""
+
+
+def basis_modules(layout: Layout) -> dict[str, tuple[int, int, int]]:
+    """Return the path of each module between whose frozen factors R is trained, with m, n and r, in layout order.
+
+    Raises:
+        LayoutError: the layout is not one of complete R, A, B triples, or a rank is above min(m, n).
+    """
+    shapes = {(tensor.group, tensor.name): tensor.shape for tensor in layout.tensors}
+    modules: dict[str, tuple[int, int, int]] = {}
+    for tensor in layout.moving.tensors:
+        if tensor.group != ADAPTER_GROUP or not tensor.name.endswith(_R):
+            continue
+        module = tensor.name.removesuffix(_R)
+        a, b = (shapes.pop((BASIS_GROUP, module + factor), ()) for factor in (_A, _B))
+        if not len(a) == len(b) == 2 or not tensor.shape == (a[0], a[0]) == (b[1], b[1]):
+            raise LayoutError(f"module {module}: R {tensor.shape}, A {a} and B {b} are not (r, r), (r, n) and (m, r)")
+        if a[0] > min(b[0], a[1]):
+            raise LayoutError(f"module {module}: rank {a[0]}, above min({b[0]}, {a[1]})")
+        modules[module] = (b[0], a[1], a[0])
+    if extra := [name for group, name in shapes if group == BASIS_GROUP]:
+        raise LayoutError(f"tensor {extra[0]} of the basis belongs to no R")
+    if not modules:
+        raise LayoutError("no tensor is an R between two factors")
+    return modules
+
+
+def gradient_layout(layout: Layout) -> Layout:
+    """Return the layout of the gradients by the adapted weights, m x n each; raises like `basis_modules`."""
+    return Layout.of(("gradient", name, (m, n), "float32") for name, (m, n, _) in basis_modules(layout).items())
 
 
 def peft_state_names(layout: Layout) -> dict[str, str]:
@@ -56,8 +118,19 @@ def peft_state_names(layout: Layout) -> dict[str, str]:
     return {tensor.name: f"base_model.model.{tensor.name}" for tensor in layout.tensors}
 
 
-def peft_config(params: Mapping[str, object], layout: Layout) -> dict[str, JsonValue]:
-    """Return the content of `adapter_config.json` for a job's adapter parameters and layout.
+def adapted_modules(layout: Layout) -> dict[str, int]:
+    """Return the adapted modules' paths with their ranks, in layout order, for any adapter of `PEFT_ADAPTERS`.
+
+    Raises:
+        LayoutError: the layout is none of theirs.
+    """
+    if any(tensor.name.endswith(_R) for tensor in layout.tensors):
+        return {module: rank for module, (_, _, rank) in basis_modules(layout).items()}
+    return lora_modules(layout)
+
+
+def peft_config(adapter: str, params: Mapping[str, object], layout: Layout) -> dict[str, JsonValue]:
+    """Return the content of `adapter_config.json` for a job's adapter and a layout of A, B pairs.
 
     The adapted modules are named by a regular expression of their full paths. In a list, peft would also take
     `block.0` for `0`.
@@ -66,7 +139,13 @@ def peft_config(params: Mapping[str, object], layout: Layout) -> dict[str, JsonV
         InvalidInput: `params` are not LoRA parameters.
         LayoutError: the layout is not that of a LoRA adapter of this rank.
     """
-    lora = parse_params(LoraParams, params, "adapter")
+    lora: LoraParams | LoraSbParams
+    if adapter in GRADIENT_START:
+        lora = parse_params(LoraSbParams, params, "adapter")
+        alpha = float(lora.rank)  # so that the scale is 1
+    else:
+        lora = parse_params(LoraParams, params, "adapter")
+        alpha = lora.alpha
     modules = lora_modules(layout)
     for module, rank in modules.items():
         if rank != lora.rank:
@@ -77,7 +156,7 @@ def peft_config(params: Mapping[str, object], layout: Layout) -> dict[str, JsonV
         "base_model_name_or_path": None,
         "inference_mode": True,
         "r": lora.rank,
-        "lora_alpha": lora.alpha,
+        "lora_alpha": alpha,
         "lora_dropout": lora.dropout,
         "target_modules": f"(?:{'|'.join(map(re.escape, modules))})",
         "bias": "none",

@@ -25,6 +25,8 @@ MAX_VALUES: Final = 1 << 36
 MAX_DIMENSIONS: Final = 8
 MAX_TENSOR_NAME: Final = 256
 DTYPES: Final = ("float32", "float16", "bfloat16")
+BASIS_GROUP: Final = "basis"
+"""Tensors of this group are set once, by the start of the job, and then stay: they come last in a layout."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,21 @@ class Layout:
             raise LayoutError(f"{len(self.tensors)} tensors: a layout holds 1 to {MAX_TENSORS}")
         offset = 0
         seen: set[tuple[str, str]] = set()
+        seen_basis = False
         for tensor in self.tensors:
             if (tensor.group, tensor.name) in seen:
                 raise LayoutError(f"tensor {tensor.group}/{tensor.name} occurs twice")
             seen.add((tensor.group, tensor.name))
             if tensor.offset != offset:
                 raise LayoutError(f"tensor {tensor.name}: offset {tensor.offset}, expected {offset}")
+            if tensor.group != BASIS_GROUP and seen_basis:
+                raise LayoutError(f"tensor {tensor.group}/{tensor.name} comes after the basis")
+            seen_basis = tensor.group == BASIS_GROUP
             offset += tensor.num_values
             if offset > MAX_VALUES:
                 raise LayoutError(f"more than {MAX_VALUES} values up to tensor {tensor.name}")
+        if self.tensors[0].group == BASIS_GROUP:
+            raise LayoutError("all tensors are of the basis: nothing is trained")
         object.__setattr__(self, "num_values", offset)
 
     @staticmethod
@@ -92,6 +100,17 @@ class Layout:
             specs.append(TensorSpec(group, name, tuple(int(size) for size in shape), dtype, offset))
             offset += specs[-1].num_values
         return Layout(tuple(specs))
+
+    @cached_property
+    def moving(self) -> Layout:
+        """What is trained and travels: all but the basis."""
+        tensors = tuple(tensor for tensor in self.tensors if tensor.group != BASIS_GROUP)
+        return self if len(tensors) == len(self.tensors) else Layout(tensors)
+
+    @property
+    def num_basis_values(self) -> int:
+        """How many values the basis has; they are the last ones."""
+        return self.num_values - self.moving.num_values
 
     @cached_property
     def digest(self) -> str:

@@ -34,6 +34,7 @@ class WorkKind(StrEnum):
     """What an assignment asks for."""
 
     INITIALISE = "initialise"
+    GRADIENT = "gradient"
     TRAIN = "train"
     EVALUATE = "evaluate"
 
@@ -96,6 +97,8 @@ class Assignment:
         frame_digest: SHA-256 (hex) of the version's frame.
         deadline_s: seconds from now.
         frame: all of it if it has at most `MESSAGE_BYTES`; else empty, and the frame is to be downloaded.
+        basis_digest: SHA-256 (hex) of what the start of the job has set for good (`fedcore.layout.BASIS_GROUP`), raw
+            float32; empty if there is nothing of that kind, or not yet. A client downloads it once.
         counted_in: the newest version that holds an update of this client, which was computed from the one before; 0:
             none, or the job has no error feedback or forgets one of that age.
     """
@@ -112,6 +115,7 @@ class Assignment:
     deadline_s: float
     frame: bytes = b""
     counted_in: int = 0
+    basis_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,8 @@ class UpdateHeader(BaseModel):
         evaluation: of `version` on the client's held-out data, over `evaluated_examples` examples.
         encoding_error: ‖x − C(x)‖ / ‖x‖, what the codecs leave out of what they were given; None where that is nothing
             or nobody's business. The canonical form then lacks the key.
+        basis_digest: of the basis that this was computed with; None for a job without. The canonical form then lacks
+            the key.
         layout: rows of the layout, only for `WorkKind.INITIALISE`.
     """
 
@@ -179,6 +185,7 @@ class UpdateHeader(BaseModel):
     evaluated_examples: Annotated[int, Field(ge=0, le=2**31)] = 0
     evaluation: Metrics = Field(default_factory=dict)
     encoding_error: Annotated[float, Field(ge=0, le=MAX_METRIC)] | None = None
+    basis_digest: Digest | None = None
     layout: list[Any] | None = None  # of Any, for checking each value as `JsonValue` takes seconds for a long header
 
     @field_validator("kind", mode="before")
@@ -195,7 +202,7 @@ class UpdateHeader(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Return the canonical form: JSON with sorted keys, no spaces, ASCII."""
-        absent = {"encoding_error"} if self.encoding_error is None else set()
+        absent = {name for name in ("basis_digest", "encoding_error") if getattr(self, name) is None}
         tree = self.model_dump(mode="json", exclude=absent)
         return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode("ascii")
 

@@ -168,10 +168,30 @@ class Federation:
                 self.services.journal.stop(error)
             raise
 
-    async def state(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
-        """Yield a version's values from byte `offset` to their end, in chunks; raises like `frame`."""
-        async for chunk in self._chunks(self.version(job_id, version).state_blob, offset):
+    async def basis(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+        """Yield what the start of the job has set for good, from byte `offset` to its end, in chunks.
+
+        Raises:
+            NotFound: no such job or version, or it has no basis.
+            InvalidInput, StateUnusable: as for `frame`.
+        """
+        digest = self.version(job_id, version).basis_blob
+        if digest is None:
+            raise NotFound(f"version {version} of job {job_id!r} has no basis")
+        async for chunk in self._chunks(digest, offset):
             yield chunk
+            self._sent(job_id, len(chunk))
+
+    async def state(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+        """Yield a version's values from byte `offset` to their end, in chunks, the basis last; raises like `frame`."""
+        found = self.version(job_id, version)
+        num_bytes = self.services.vault.size(found.state_blob)
+        if found.basis_blob is None or offset < num_bytes:
+            async for chunk in self._chunks(found.state_blob, offset):
+                yield chunk
+        if found.basis_blob is not None:
+            async for chunk in self._chunks(found.basis_blob, max(0, offset - num_bytes)):
+                yield chunk
 
     async def _chunks(self, digest: str, offset: int) -> AsyncIterator[bytes]:
         vault, loop = self.services.vault, asyncio.get_running_loop()

@@ -22,11 +22,11 @@ from prometheus_client.registry import Collector
 from fedcore.errors import InvalidInput, UpdateResult
 from fedcore.names import check_name
 
-PHASES = ("waiting", "initialise", "train", "closing", "evaluate", "finished", "failed")
+PHASES = ("waiting", "initialise", "gradient", "train", "closing", "evaluate", "finished", "failed")
 OUTCOMES = ("closed", "abandoned")
 WAITS = ("clients", "updates")
 DIRECTIONS = ("uplink", "downlink")
-KINDS = ("initialise", "train", "evaluate")
+KINDS = ("initialise", "gradient", "train", "evaluate")
 
 # Tasks choose the names of their figures, so a job could otherwise make any number of series.
 MAX_EVALUATION_FIGURES = 16

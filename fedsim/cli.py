@@ -183,6 +183,7 @@ def _conclude(
         layout=Layout.from_json(simulated.layout),
         version=simulated.version.version,
         state_sha256=simulated.version.state_blob,
+        basis_sha256=simulated.version.basis_blob,
         history=simulated.history,
     )
     exported = export_version(what, simulated.state, out, force=True)

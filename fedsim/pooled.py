@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from fedclient.tasks import TASKS
 from fedclient.tasks.base import LocalData, Split, Task
 from fedclient.trainer import LocalWorker, Work
+from fedcore.adapters import gradient_layout
 from fedcore.jobfile import Job
 from fedcore.registry import Registry
-from fedcore.rng import derive_seed
+from fedcore.rng import derive_seed, stream
+from fedserver.rounds.start import gradient_start
 from fedsim.summary import Bounds
 
 
 def measure(job: Job, clients: Sequence[Mapping[str, str]], device: str = "cpu", threads: int = 1) -> Bounds:
     """Train a job's adapter centrally, with as many passes as a client makes over its own data in the whole job.
+
+    A job that starts from gradients starts from one of as many examples as its cohort's clients take together.
 
     Args:
         job: the job.
@@ -29,16 +33,25 @@ def measure(job: Job, clients: Sequence[Mapping[str, str]], device: str = "cpu",
     tasks: Registry[type[Task]] = Registry("pooled task", "roundtable.pooled-tasks", {})
     tasks.add(name, _pooled(TASKS.get(name), job, clients))
     worker = LocalWorker(clients[0], device, threads, tasks)
-    passes = job.training.local_epochs * job.job.rounds
+    begins = gradient_start(job)
+    passes = job.training.local_epochs * max(1, job.job.rounds - (begins is not None))
     training = job.training.model_copy(update={"local_epochs": passes})
     work = Work(
         "pooled", job.model_copy(update={"training": training}), 0, "pooled", derive_seed(job.job.seed, "pooled")
     )
-    _, base_D = worker.initialise(work)
-    trained = worker.train(work, base_D)
+    layout, first_D = worker.initialise(work)
+    base_D = first_D[: layout.moving.num_values]
+    if begins is not None:
+        found = worker.gradient(work, base_D, begins.params.samples * job.schedule.cohort)
+        frame = begins.uplink.encode(found.values, stream(work.seed, "encode"), gradient_layout(layout).sizes)
+        start_D, basis = begins.factors(layout, base_D, lambda: iter([memoryview(frame)]))
+        worker.set_basis(work, basis)
+    else:
+        start_D = base_D
+    trained = worker.train(work, start_D)
     return Bounds(
         worker.evaluate(work, base_D).metrics,
-        worker.evaluate(work, base_D + trained.delta_D).metrics,
+        worker.evaluate(work, start_D + trained.delta_D).metrics,
     )
 
 

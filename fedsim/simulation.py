@@ -172,7 +172,11 @@ def _result(federation: Federation, job_id: str) -> Simulated:
         job_id,
         record.layout or b"",
         version,
-        bytes(federation.services.vault.open(version.state_blob)),
+        b"".join(
+            bytes(federation.services.vault.open(digest))
+            for digest in (version.state_blob, version.basis_blob)
+            if digest is not None
+        ),
         history_of(federation, job_id),
         status_of(federation, 0, job_id)["jobs"][0],
     )

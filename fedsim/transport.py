@@ -50,9 +50,10 @@ class InProcessTransport:
         finally:
             self._server.leave(seat)
 
-    async def download(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+    async def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
         """See `Transport.download`."""
-        async for chunk in self._server.frame(job_id, version, offset):
+        read = self._server.basis if basis else self._server.frame
+        async for chunk in read(job_id, version, offset):
             yield chunk
 
     async def upload_state(self, update_id: str) -> UploadState:

@@ -199,7 +199,7 @@ class Quantiser(Stage, Protocol):
         ...
 
     def max_table_bytes(self, num_values: int) -> int:
-        """Return a bound on the table for so many values."""
+        """Return a bound on the table for so many values; its very length if nothing is dropped."""
         ...
 
     def read_table(self, reader: Reader, num_values: int) -> Any:

@@ -23,6 +23,7 @@ from fedcodec.base import (
     Traits,
     Transform,
 )
+from fedcodec.coders.fixed import FixedSymbols
 from fedcodec.frame import open_frame, pack_header
 from fedcodec.reader import Reader, varint
 from fedcore.draws import Draws
@@ -92,6 +93,11 @@ class Pipeline:
         """Whether decoding needs memory for one block only, beyond the frame."""
         streams = self.quantise.streams and self.symbols.streams
         return streams and not (self.is_sparse or self.select or self.by_tensor or self.compress)
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether every frame has `max_frame_bytes`, whatever the values."""
+        return isinstance(self.symbols, FixedSymbols) and not self.is_sparse and self.compress is None
 
     def as_json(self) -> list[dict[str, JsonValue]]:
         """Return the stages with every parameter, defaults included; `build_pipeline` takes them back."""

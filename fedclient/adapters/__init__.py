@@ -17,6 +17,8 @@ ADAPTERS: Registry[type[Adapter]] = Registry(
     "roundtable.adapters",
     {
         "full": "fedclient.adapters.full:Full",
+        "ffa-lora": "fedclient.adapters.lora:FfaLora",
         "lora": "fedclient.adapters.lora:Lora",
+        "lora-sb": "fedclient.adapters.lora_sb:LoraSb",
     },
 )

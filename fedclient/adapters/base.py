@@ -6,15 +6,17 @@ Shape legend: D values in the flat vector.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fedclient.adapters.targets import Target
 from fedcore.errors import LayoutError
-from fedcore.layout import Layout, Vector
+from fedcore.layout import BASIS_GROUP, Layout, Vector
 from fedcore.params import Params, parse_params
 
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -28,20 +30,40 @@ class AdaptedModel:
     Args:
         module: the model, ready to be called.
         trained: (group, name, parameter) in the order of the flat vector.
+        basis: (name, parameter): what the start of the job sets for good.
+        adapted: weights from whose gradients the job starts, each as outputs × inputs.
+
+    Attributes:
+        parameters: what is trained.
+        layout: of these and, behind them, of the basis.
+        basis: what stays as the start of the job has set it, by name.
 
     Raises:
         LayoutError: nothing is to be trained, or a name or type does not fit a layout.
     """
 
-    def __init__(self, module: nn.Module, trained: Iterable[tuple[str, str, nn.Parameter]]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        trained: Iterable[tuple[str, str, nn.Parameter]],
+        basis: Iterable[tuple[str, nn.Parameter]] = (),
+        adapted: Iterable[Target] = (),
+    ) -> None:
         self.module = module
+        self._adapted = list(adapted)
+        self.basis = dict(basis)
         rows = list(trained)
         for _, name, parameter in rows:
             if parameter.dtype not in _DTYPES:
                 known = ", ".join(_DTYPES.values())
                 raise LayoutError(f"tensor {name}: {parameter.dtype} cannot be trained, known: {known}")
         self.parameters = [parameter for _, _, parameter in rows]
-        self.layout = Layout.of((group, name, tuple(p.shape), _DTYPES[p.dtype]) for group, name, p in rows)
+        self.layout = Layout.of(
+            [
+                *((group, name, tuple(p.shape), _DTYPES[p.dtype]) for group, name, p in rows),
+                *((BASIS_GROUP, name, tuple(factor.shape), "float32") for name, factor in self.basis.items()),
+            ]
+        )
         chosen = {id(parameter) for parameter in self.parameters}
         for parameter in module.parameters():
             parameter.requires_grad_(id(parameter) in chosen)
@@ -50,7 +72,18 @@ class AdaptedModel:
         """Return a copy of the trained parameters as one float32 vector of D values."""
         with torch.no_grad():
             values = [parameter.detach().to("cpu", torch.float32).numpy() for parameter in self.parameters]
-        return self.layout.flatten({(t.group, t.name): v for t, v in zip(self.layout.tensors, values, strict=True)})
+        moving = self.layout.moving
+        return moving.flatten({(t.group, t.name): v for t, v in zip(moving.tensors, values, strict=True)})
+
+    @property
+    def starts_from_gradients(self) -> bool:
+        """Whether the job's start gives the basis; otherwise it is as it was attached."""
+        return bool(self._adapted)
+
+    def read_all(self) -> Vector:
+        """Return a copy of the trained parameters and, behind them, of the basis."""
+        basis = [factor.detach().to("cpu", torch.float32).numpy().ravel() for factor in self.basis.values()]
+        return np.concatenate([self.read(), *basis])
 
     def write(self, flat_D: Vector) -> None:
         """Set the trained parameters from one vector of D values; a parameter of fewer bits is rounded.
@@ -58,10 +91,64 @@ class AdaptedModel:
         Raises:
             LayoutError: the vector has another length.
         """
-        tensors = self.layout.unflatten(flat_D)
+        moving = self.layout.moving
+        tensors = moving.unflatten(flat_D)
         with torch.no_grad():
-            for tensor, parameter in zip(self.layout.tensors, self.parameters, strict=True):
+            for tensor, parameter in zip(moving.tensors, self.parameters, strict=True):
                 parameter.copy_(torch.from_numpy(np.array(tensors[tensor.group, tensor.name], dtype=np.float32)))
+
+    def write_basis(self, basis: Vector) -> None:
+        """Set the basis from the values that come last in the layout.
+
+        Raises:
+            LayoutError: the vector has another length.
+        """
+        if basis.shape != (self.layout.num_basis_values,):
+            raise LayoutError(f"basis of shape {basis.shape}, the layout says ({self.layout.num_basis_values},)")
+        start = 0
+        with torch.no_grad():
+            for factor in self.basis.values():
+                values = np.array(basis[start : start + factor.numel()], dtype=np.float32).reshape(factor.shape)
+                factor.copy_(torch.from_numpy(values))
+                start += factor.numel()
+
+    @contextmanager
+    def measuring(self) -> Iterator[Callable[[], Vector]]:
+        """Let gradients by the adapted weights add up within the block, and by nothing else.
+
+        What it yields returns them: matrix after matrix, outputs × inputs, in the order of the layout. They add up in
+        float32 in main memory, whatever the model is in, and each leaves the device as soon as it is there.
+        """
+        sizes = [target.num_outputs * target.num_inputs for target in self._adapted]
+        gradients = np.zeros(sum(sizes), dtype=np.float32)
+        sums = np.split(gradients, np.cumsum(sizes)[:-1])
+
+        def adds(target: Target, total: Vector) -> Callable[[Tensor], None]:
+            def add(weight: Tensor) -> None:
+                assert weight.grad is not None
+                gradient = weight.grad.detach().to("cpu", torch.float32).numpy()
+                total[:] += (gradient.T if target.is_transposed else gradient).ravel()
+                weight.grad = None
+
+            return add
+
+        weights: list[Any] = [target.layer.weight for target in self._adapted]
+        hooks = []
+        try:
+            for parameter in self.parameters:
+                parameter.requires_grad_(False)
+            for target, weight, total in zip(self._adapted, weights, sums, strict=True):
+                weight.requires_grad_(True)
+                hooks.append(weight.register_post_accumulate_grad_hook(adds(target, total)))
+            yield lambda: gradients
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for weight in weights:
+                weight.requires_grad_(False)
+                weight.grad = None
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
 
 
 class Adapter(ABC):

@@ -17,5 +17,7 @@ TASKS: Registry[type[Task]] = Registry(
     "roundtable.tasks",
     {
         "digits": "fedclient.tasks.digits.task:Digits",
+        "hf-causal-lm": "fedclient.tasks.hf.causal_lm:HfCausalLm",
+        "hf-sequence-classification": "fedclient.tasks.hf.classification:HfSequenceClassification",
     },
 )

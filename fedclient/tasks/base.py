@@ -136,6 +136,13 @@ class Task(ABC):
         """
         return supervised.train(model, data, run, self.loss)
 
+    def add_gradients(self, model: AdaptedModel, data: Split, run: TrainingRun, samples: int) -> int:
+        """Add up the loss's gradients over at most `samples` examples, and return over how many.
+
+        Which weights they are by is `AdaptedModel.measuring`'s business. The default takes examples at random.
+        """
+        return supervised.add_gradients(model, data, run, self.loss, samples)
+
     def evaluate(self, model: nn.Module, data: Split) -> dict[str, float]:
         """Measure `model` on `data`, which is not empty, and return `metrics`."""
         return self.metrics(supervised.predict(model, data.inputs), data.targets)

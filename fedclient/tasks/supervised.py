@@ -45,6 +45,24 @@ def train(
     return {"train_loss": last_pass}
 
 
+def add_gradients(
+    model: AdaptedModel, data: Split, run: TrainingRun, loss: Callable[[Tensor, Tensor], Tensor], samples: int
+) -> int:
+    """Add up the gradients of the summed loss over `samples` examples, or all if there are fewer; return how many.
+
+    In evaluation mode: what a gradient is of must not depend on what dropout draws.
+    """
+    model.module.eval()
+    order_N = torch.randperm(len(data), generator=run.generator).to(data.inputs.device)[:samples]
+    done = 0
+    for rows in torch.split(order_N, run.settings.batch_size):
+        mean = loss(model.module(data.inputs[rows]), data.targets[rows])
+        (mean * len(rows)).backward()  # type: ignore[no-untyped-call]
+        done += len(rows)
+        run.tick(done / len(order_N))
+    return done
+
+
 def make_optimizer(parameters: list[nn.Parameter], settings: TrainingSection) -> torch.optim.Optimizer:
     """Return the optimiser that a job's `[training]` section asks for."""
     if settings.optimizer == "sgd":

@@ -67,8 +67,8 @@ class Transport(Protocol):
         """
         ...
 
-    def download(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
-        """Iterate over a version's frame from `offset` to its end, in chunks of at most `CHUNK_BYTES`.
+    def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
+        """Iterate over a version's frame, or its basis, from `offset` to its end, in chunks of at most `CHUNK_BYTES`.
 
         An early end is an error: the iterator raises rather than stop short because of a broken connection.
 

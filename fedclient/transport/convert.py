@@ -26,6 +26,7 @@ _ID: Final = re.compile(r"[0-9a-f]{32}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _KINDS: Final = {
     client_pb2.WORK_KIND_INITIALISE: WorkKind.INITIALISE,
+    client_pb2.WORK_KIND_GRADIENT: WorkKind.GRADIENT,
     client_pb2.WORK_KIND_TRAIN: WorkKind.TRAIN,
     client_pb2.WORK_KIND_EVALUATE: WorkKind.EVALUATE,
 }
@@ -92,6 +93,8 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
             f"frame of {len(message.frame)} bytes within the session, announced are {message.frame_bytes}, at most"
             f" {MESSAGE_BYTES} are sent so"
         )
+    if message.basis_digest and _DIGEST.fullmatch(message.basis_digest) is None:
+        raise UnfitAssignment(f"basis_digest {message.basis_digest[:80]!r} is not 64 hexadecimal digits")
     if message.counted_in > message.version:
         raise UnfitAssignment(f"counted_in {message.counted_in} is above the version, {message.version}")
     return Assignment(
@@ -107,6 +110,7 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
         deadline_s=message.deadline_ms / 1000,
         frame=message.frame,
         counted_in=message.counted_in,
+        basis_digest=message.basis_digest,
     )
 
 

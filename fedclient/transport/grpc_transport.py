@@ -71,9 +71,9 @@ class GrpcTransport:
                 self._session = None
             await session.goodbye()
 
-    async def download(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+    async def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
         """See `Transport.download`."""
-        request = client_pb2.DownloadRequest(job_id=job_id, version=version, offset=offset)
+        request = client_pb2.DownloadRequest(job_id=job_id, version=version, offset=offset, basis=basis)
         with wire_errors("the server"):
             call = self._stub().Download(request)
         try:

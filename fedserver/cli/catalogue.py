@@ -16,6 +16,7 @@ from fedcore.errors import InvalidInput
 
 if TYPE_CHECKING:
     from fedcore.registry import Registry
+    from fedserver.cost.methods import Method
 
 _CLIENT_GROUPS: Final = {"adapters": "roundtable.adapters", "tasks": "roundtable.tasks"}
 
@@ -27,9 +28,10 @@ def register(app: typer.Typer) -> None:
 
 
 def methods(as_json: JsonOption = False) -> None:
-    """List codecs, aggregation rules and server optimisers."""
+    """List codecs, aggregation rules, server optimisers, and methods of federated LoRA."""
     from fedagg import OPTIMIZERS, RULES
     from fedcodec import CODECS
+    from fedserver.cost.methods import METHODS
 
     found = {"codecs": _plugins(CODECS), "rules": _plugins(RULES), "server_optimizers": _plugins(OPTIMIZERS)}
     names = {
@@ -37,7 +39,7 @@ def methods(as_json: JsonOption = False) -> None:
         for kind, group in _CLIENT_GROUPS.items()
     }
     if as_json:
-        print_json({**found, **names})
+        print_json({**found, **names, "methods": [_method(each) for each in METHODS.values()]})
         return
     from fedserver.cli.text import columns
 
@@ -45,7 +47,15 @@ def methods(as_json: JsonOption = False) -> None:
         rows = [["NAME", "SOURCE", "TRAITS", "WHAT IT IS"]]
         rows += [[row["name"], row["source"], _traits_text(row["traits"]), row["text"]] for row in plugins]
         typer.echo("\n".join([title.replace("_", " "), *(f"  {line}" for line in columns(rows)), ""]))
-    typer.echo("adapters and tasks run on clients, each of which has its own: adapters full and lora come with them")
+    rows = [["NAME", "RUNS", "EXACT", "CHANGES BASE", "UP, A MATRIX", "DOWN, A MATRIX", "SOURCE"]]
+    for each in METHODS.values():
+        runs = f"adapter {each.adapter}" if each.runs else "not yet"
+        flags = ["yes" if flag else "no" for flag in (each.exact, each.changes_base)]
+        rows.append([each.name, runs, *flags, each.up_text, each.down_text, each.source])
+    typer.echo("\n".join(["methods", *(f"  {line}" for line in columns(rows)), ""]))
+    typer.echo(
+        "adapters and tasks run on clients, each of which has its own: with them come the adapters of these methods"
+    )
     for kind, points in names.items():
         for point in points:
             typer.echo(f"  installed here too, of {kind}: {point['name']} ({point['source']})")
@@ -93,6 +103,11 @@ def _plugins(registry: Registry[Any]) -> list[dict[str, Any]]:
         text = (inspect.getdoc(plugin) or "").partition("\n")[0]
         rows.append({"name": name, "source": source, "traits": _traits(plugin), "text": text})
     return rows
+
+
+def _method(method: Method) -> dict[str, Any]:
+    keys = ("name", "source", "runs", "adapter", "exact", "changes_base")
+    return {key: getattr(method, key) for key in keys} | {"up": method.up_text, "down": method.down_text}
 
 
 def _source(point: Any) -> str:

@@ -52,6 +52,7 @@ def export(
         layout=Layout.from_json(wanted.layout),
         version=wanted.version,
         state_sha256=wanted.sha256,
+        basis_sha256=wanted.basis_sha256,
         history=wanted.history,
     )
     made = export_version(what, state, out, force=force)

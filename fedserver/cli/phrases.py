@@ -7,7 +7,12 @@ from typing import Any, Final
 from fedserver.cli.text import duration_text, figures_text, printable, size_text
 
 _MAX_NAMES: Final = 5
-_STAGES: Final = {"initialise": "making version 0", "train": "training", "evaluate": "evaluating the last version"}
+_STAGES: Final = {
+    "initialise": "making version 0",
+    "gradient": "starting from gradients",
+    "train": "training",
+    "evaluate": "evaluating the last version",
+}
 
 
 class Pace:

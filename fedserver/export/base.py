@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fedcore.adapters import PEFT_ADAPTERS
 from fedcore.jobfile import Job
 from fedcore.layout import Layout
 
@@ -30,9 +31,10 @@ class Exportable:
         job: its job file.
         layout: where each tensor lies in the state.
         version: which version; 0 is what training began with.
-        state_sha256: SHA-256 (hex) of the version's state.
+        state_sha256: SHA-256 (hex) of the version's trained values, without the basis.
         history: `fedserver.status.history_of` the job: a row for each version, the oldest first. Rows after
             `version` are ignored.
+        basis_sha256: of what the start of the job has set for good; None: nothing.
     """
 
     federation: str
@@ -42,11 +44,12 @@ class Exportable:
     version: int
     state_sha256: str
     history: list[dict[str, Any]]
+    basis_sha256: str | None = None
 
     @property
     def is_lora(self) -> bool:
         """Whether it becomes a PEFT adapter."""
-        return self.job.adapter.name == "lora"
+        return self.job.adapter.name in PEFT_ADAPTERS
 
     @property
     def rows(self) -> list[dict[str, Any]]:

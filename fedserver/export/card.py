@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from fedcore.adapters import lora_modules
+from fedcore.adapters import adapted_modules
 from fedcore.jobfile import CodecStage, Job
 from fedserver.export.base import MODEL_FILE, PLOT_FILE, Exportable
 from fedserver.export.figures import Row, evaluated, held_out_examples, metric_names, spread
@@ -47,8 +47,8 @@ tensors = load_file("{MODEL_FILE}")"""
 
 
 def base_model_of(job: Job) -> str | None:
-    """Return what the task's parameter `base_model` says, if it has one."""
-    base = job.task.params.get("base_model")
+    """Return what the task's parameter `base_model`, or else `model`, says, if it has one."""
+    base = job.task.params.get("base_model", job.task.params.get("model"))
     return line(base) or None if isinstance(base, str) else None
 
 
@@ -122,12 +122,12 @@ def _method_rows(what: Exportable) -> Iterator[tuple[str, str]]:
         yield "base model", code(base)
     yield "adapter", _plugin(job.adapter.name, job.adapter.params)
     if what.is_lora:
-        modules = lora_modules(what.layout)
+        modules = adapted_modules(what.layout)
         shown = ", ".join(code(module) for module in list(modules)[:MAX_ROWS])
         more = f" and {len(modules) - MAX_ROWS} more" if len(modules) > MAX_ROWS else ""
         yield "rank", str(max(modules.values()))
         yield "adapted layers", shown + more
-    yield "values trained", f"{what.layout.num_values:,} in {len(what.layout.tensors):,} tensors"
+    yield "values trained", f"{what.layout.moving.num_values:,} in {len(what.layout.moving.tensors):,} tensors"
     norm = "" if training.max_grad_norm is None else f", gradient norm at most {training.max_grad_norm:g}"
     yield (
         "local training",

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import numpy as np
 
+from fedcore.adapters import gradient_layout
 from fedcore.errors import FrameError, LayoutError, Unauthenticated, UpdateRejected, UpdateResult
 from fedcore.identity import verify
 from fedcore.layout import Layout
 from fedcore.messages import SIGNATURE_CONTEXT, UpdateHeader, WorkKind
 from fedcore.part import Part
 from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.start import MAX_GRADIENT
 from fedserver.state.base import Store
 from fedserver.state.vault import passing
 
@@ -69,14 +71,27 @@ def check_header(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> N
             f"{header.kind} of version {header.version}, assigned was {attempt.kind} of {attempt.version}",
         )
     layout = layout_for(header, attempt, engine)
-    if header.layout_digest != layout.digest:
+    whole = layout_of(header) if attempt.kind is WorkKind.INITIALISE else engine.layout
+    assert whole is not None
+    if engine.plan.start is not None:
+        try:
+            gradient_layout(whole)
+        except LayoutError as error:
+            raise UpdateRejected(UpdateResult.WRONG_LAYOUT, str(error)) from error
+    if header.layout_digest != whole.digest:
         raise UpdateRejected(
-            UpdateResult.WRONG_LAYOUT, f"layout {header.layout_digest[:12]}, the job's is {layout.digest[:12]}"
+            UpdateResult.WRONG_LAYOUT, f"layout {header.layout_digest[:12]}, the job's is {whole.digest[:12]}"
         )
     limit = engine.plan.max_frame_bytes(attempt.kind, layout)
     if header.frame_bytes > limit:
         raise UpdateRejected(UpdateResult.WRONG_SIZE, f"frame of {header.frame_bytes} bytes, at most {limit}")
-    if attempt.kind is WorkKind.TRAIN and header.num_examples < 1:
+    basis = None if engine.latest is None else engine.latest.basis_blob
+    if header.basis_digest != basis:
+        raise UpdateRejected(
+            UpdateResult.WRONG_LAYOUT,
+            f"computed with basis {(header.basis_digest or 'none')[:12]}, the job's is {(basis or 'none')[:12]}",
+        )
+    if attempt.kind in (WorkKind.GRADIENT, WorkKind.TRAIN) and header.num_examples < 1:
         raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, "num_examples 0, an update needs at least 1")
 
 
@@ -91,7 +106,8 @@ def check_frame(header: UpdateHeader, attempt: Attempt, engine: JobEngine, frame
         return
     try:
         parts = pipeline.open(frame, layout_for(header, attempt, engine).sizes)
-        check_values(passing(parts, frame), engine.job.aggregator.max_abs)
+        limit = MAX_GRADIENT if attempt.kind is WorkKind.GRADIENT else engine.job.aggregator.max_abs
+        check_values(passing(parts, frame), limit)
     except FrameError as error:
         raise UpdateRejected(UpdateResult.MALFORMED, str(error)) from error
 
@@ -128,15 +144,16 @@ def _refuse_value(value: float, what: str, max_abs: float) -> NoReturn:
 
 
 def layout_for(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> Layout:
-    """Return the layout of the update's frame: its own for INITIALISE, the job's from then on.
+    """Return the layout of the update's frame: in its own header for INITIALISE, from then on what is trained.
 
     Raises:
         UpdateRejected: see `layout_of`.
     """
     if attempt.kind is WorkKind.INITIALISE:
-        return layout_of(header)
+        # What a job starts from gradients has its basis later.
+        return layout_of(header) if engine.plan.start is None else layout_of(header).moving
     assert engine.layout is not None
-    return engine.layout
+    return gradient_layout(engine.layout) if attempt.kind is WorkKind.GRADIENT else engine.layout.moving
 
 
 def layout_of(header: UpdateHeader) -> Layout:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,7 @@ class WrittenVersion:
         state_blob: the global state, raw little-endian float32.
         frame: what clients download.
         optimizer_blob: the server optimiser's state; None if it keeps none, or before its first step.
+        basis_blob: what the start of the job has set for good; None for a job without, and before its start.
         small: those of these bytes that are to be journaled with the version's record.
     """
 
@@ -54,6 +55,7 @@ class WrittenVersion:
     state_blob: str
     frame: Frame
     optimizer_blob: str | None
+    basis_blob: str | None
     small: tuple[BlobRecord, ...]
 
     def record(self, attempt: Attempt, volume: Volume, wall_s: float) -> VersionRecord:
@@ -71,6 +73,7 @@ class WrittenVersion:
             **asdict(volume),
             created_at=wall_s,
             encoding_error=mean_encoding_error(attempt.headers.values()),
+            basis_blob=self.basis_blob,
         )
 
 
@@ -94,6 +97,8 @@ def write_version(
         return _first_version(vault, plan, attempt)
     assert layout is not None
     assert latest is not None
+    if attempt.kind is WorkKind.GRADIENT:
+        return _start(vault, plan, attempt, layout, latest)
     assert attempt.fold is not None
     return _next_version(vault, plan, attempt.fold, layout, latest)
 
@@ -102,11 +107,34 @@ def _first_version(vault: Vault, plan: Plan, attempt: Attempt) -> WrittenVersion
     ((client, header),) = attempt.headers.items()
     layout = layout_of(header)
     sent = vault.open(attempt.frames[client], header.frame_bytes)
-    with vault.writer() as state:
-        for part in passing(INITIAL.open(sent, layout.sizes), sent):
-            state.write(np.ascontiguousarray(part.dense(), dtype="<f4").data.cast("B"))
+    with vault.writer() as state, vault.writer() as basis:
+        moving, first = layout.moving.num_values, layout if plan.start is None else layout.moving
+        for part in passing(INITIAL.open(sent, first.sizes), sent):
+            values = np.ascontiguousarray(part.dense(), dtype="<f4")
+            trained = max(0, min(values.size, moving - part.start))
+            state.write(values[:trained].data.cast("B"))
+            basis.write(values[trained:].data.cast("B"))
         written = state.commit()
-    return _written(0, layout, written, _write_frame(vault, plan, layout, written, 0), None)
+        written_basis = basis.commit() if first.num_basis_values else None
+    return _written(0, layout, written, _write_frame(vault, plan, layout, written, 0), None, written_basis)
+
+
+def _start(vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, latest: VersionRecord) -> WrittenVersion:
+    """Write version 1 of a job that starts from its clients' gradients, and its basis."""
+    assert plan.start is not None
+    number = latest.version + 1
+    base_D = np.frombuffer(vault.open(latest.state_blob, VALUE_BYTES * layout.moving.num_values), dtype="<f4")
+
+    def frames() -> Iterator[memoryview]:
+        for client, kept in sorted(attempt.frames.items()):
+            yield vault.open(kept, attempt.headers[client].frame_bytes)
+
+    values_D, basis = plan.start.factors(layout, base_D, frames)
+    with vault.writer() as state, vault.writer() as kept:
+        state.write(np.ascontiguousarray(values_D, dtype="<f4").data.cast("B"))
+        kept.write(np.ascontiguousarray(basis, dtype="<f4").data.cast("B"))
+        written, written_basis = state.commit(), kept.commit()
+    return _written(number, layout, written, _write_frame(vault, plan, layout, written, number), None, written_basis)
 
 
 def _next_version(vault: Vault, plan: Plan, fold: Fold, layout: Layout, latest: VersionRecord) -> WrittenVersion:
@@ -116,7 +144,7 @@ def _next_version(vault: Vault, plan: Plan, fold: Fold, layout: Layout, latest: 
     in one pass.
     """
     number, optimizer = latest.version + 1, plan.optimizer
-    base = vault.open(latest.state_blob, VALUE_BYTES * layout.num_values)
+    base = vault.open(latest.state_blob, VALUE_BYTES * layout.moving.num_values)
     base_D = np.frombuffer(base, dtype="<f4")
     slots = _slot_blocks(vault, latest.optimizer_blob, optimizer, base_D.size)
     with vault.writer() as state, vault.writer() as kept:
@@ -134,12 +162,17 @@ def _next_version(vault: Vault, plan: Plan, fold: Fold, layout: Layout, latest: 
     # only after this function has ended.
     fold.clear()
     del base_D, slots  # the frame is read from the new state: one version at a time is in memory
-    return _written(number, layout, written, _write_frame(vault, plan, layout, written, number), written_slots)
+    frame = _write_frame(vault, plan, layout, written, number)
+    return replace(_written(number, layout, written, frame, written_slots, None), basis_blob=latest.basis_blob)
 
 
-def _written(number: int, layout: Layout, state: Kept, frame: Frame, slots: Kept | None) -> WrittenVersion:
-    small = tuple(kept.record for kept in (state, frame.body, slots) if kept is not None and kept.record is not None)
-    return WrittenVersion(number, layout, state.digest, frame, None if slots is None else slots.digest, small)
+def _written(
+    number: int, layout: Layout, state: Kept, frame: Frame, slots: Kept | None, basis: Kept | None
+) -> WrittenVersion:
+    parts = (state, frame.body, slots, basis)
+    small = tuple(kept.record for kept in parts if kept is not None and kept.record is not None)
+    slots_blob, basis_blob = (None if kept is None else kept.digest for kept in (slots, basis))
+    return WrittenVersion(number, layout, state.digest, frame, slots_blob, basis_blob, small)
 
 
 def _slot_blocks(
@@ -164,7 +197,7 @@ def _write_frame(vault: Vault, plan: Plan, layout: Layout, state: Kept, version:
     """Encode a version once for all clients. What equals the state is not written a second time."""
     values = vault.open(state)
     state_D = np.frombuffer(values, dtype="<f4")
-    head, *pieces = plan.downlink.parts(state_D, stream(plan.job.job.seed, "downlink", version), layout.sizes)
+    head, *pieces = plan.downlink.parts(state_D, stream(plan.job.job.seed, "downlink", version), layout.moving.sizes)
     digest = hashlib.sha256(head)
     payload = [piece for piece in pieces if len(piece)]
     is_state = len(payload) == 1 and np.may_share_memory(np.frombuffer(payload[0], dtype=np.uint8), state_D)

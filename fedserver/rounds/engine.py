@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 
 from fedagg.base import Fold
-from fedcore.errors import StateError
+from fedcore.errors import JobFailed, StateError
 from fedcore.jobfile import Job
 from fedcore.layout import Layout
 from fedcore.messages import Assignment, Decline, Hello, WorkKind
@@ -77,7 +77,13 @@ class JobEngine:
         self.orders = Orders(record.job_id, record.spec, plan.job.job.seed, services.vault, Counted(plan.job))
         self._events: asyncio.Queue[tuple[sched.Event | _Stop, AbstractContextManager[None]]] = asyncio.Queue()
         self._alarm = Alarm(services.clock, lambda: self.post(sched.Tick()))
-        self._scheduler = Scheduler.start(self.job.schedule, self.job.job.rounds, self.job.job.seed, self._now_s())
+        self._scheduler = Scheduler.start(
+            self.job.schedule,
+            self.job.job.rounds,
+            self.job.job.seed,
+            self._now_s(),
+            from_gradient=plan.start is not None,
+        )
 
     @property
     def job(self) -> Job:
@@ -98,12 +104,8 @@ class JobEngine:
 
     def fits(self, hello: Hello) -> bool:
         """Whether a client has the task, adapter and codecs of this job."""
-        stages = (*self.job.compression.uplink, *self.job.compression.downlink)
-        return (
-            self.job.task.name in hello.tasks
-            and self.job.adapter.name in hello.adapters
-            and all(stage.codec in hello.codecs for stage in stages)
-        )
+        is_known = self.job.task.name in hello.tasks and self.job.adapter.name in hello.adapters
+        return is_known and self.plan.codecs <= set(hello.codecs)
 
     def idle(self, client: str) -> None:
         """See `fleet.Listener`."""
@@ -175,6 +177,8 @@ class JobEngine:
             await work
         except StateError:
             raise
+        except JobFailed as error:
+            await self._stop(_Stop(JobStatus.FAILED, str(error)))
         except Exception as error:
             log.exception("job failed", extra={"job": self.job_id})
             await self._stop(_Stop(JobStatus.FAILED, f"internal error: {type(error).__name__}: {error}"))
@@ -347,7 +351,7 @@ class JobEngine:
         state, wall_s = self._scheduler, self._services.clock.wall_s()
         fold = None
         if state.stage is WorkKind.TRAIN and self.layout is not None:
-            fold, self._spare = self._spare or self.plan.open_fold(self.layout.num_values), None
+            fold, self._spare = self._spare or self.plan.open_fold(self.layout.moving.num_values), None
         record = AttemptRecord(
             self.job_id,
             state.version,

@@ -333,7 +333,7 @@ class Intake:
         attempt, engine = announced.attempt, announced.engine
         if attempt.fold is None or engine.layout is None:
             return
-        fold, sizes, weight = attempt.fold, engine.layout.sizes, engine.plan.weight_of(announced.header)
+        fold, sizes, weight = attempt.fold, engine.layout.moving.sizes, engine.plan.weight_of(announced.header)
 
         def add() -> None:
             frame = self._services.vault.open(kept)

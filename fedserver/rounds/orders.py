@@ -60,5 +60,6 @@ class Orders:
             frame_bytes=self.num_bytes,
             deadline_s=max(0.0, deadline_s),
             frame=self._frame,
+            basis_digest="" if latest is None else latest.basis_blob or "",
             counted_in=self.counted.of(client, attempt.version) if attempt.kind is WorkKind.TRAIN else 0,
         )

@@ -15,6 +15,7 @@ from fedcore.jobfile import CodecStage, Job
 from fedcore.layout import Layout
 from fedcore.messages import UpdateHeader, WorkKind
 from fedserver.rounds.fitness import misfits_of
+from fedserver.rounds.start import GradientStart, gradient_start
 
 INITIAL: Final = build_pipeline([{"codec": "raw"}])
 """How version 0 comes from the client that builds it: exactly, whatever the job does to its updates."""
@@ -22,15 +23,23 @@ INITIAL: Final = build_pipeline([{"codec": "raw"}])
 
 @dataclass(frozen=True)
 class Plan:
-    """A job with its pipelines, rule and optimiser."""
+    """A job with its pipelines, rule and optimiser; `start` for one that starts from its clients' gradients."""
 
     job: Job
     uplink: Pipeline
     downlink: Pipeline
     rule: Rule
     optimizer: ServerOptimizer
+    start: GradientStart | None = None
     _bounds: dict[WorkKind, tuple[str, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """By kind, the layout's digest and the bound."""
+
+    @property
+    def codecs(self) -> frozenset[str]:
+        """Names of the codecs that a client must have."""
+        stages = (*self.job.compression.uplink, *self.job.compression.downlink)
+        first = () if self.start is None else (self.start.params.gradient_codec,)
+        return frozenset((*(stage.codec for stage in stages), *first))
 
     def open_fold(self, num_values: int) -> Fold:
         """Return an empty fold for one version.
@@ -47,7 +56,15 @@ class Plan:
 
     def pipeline_of(self, kind: WorkKind) -> Pipeline | None:
         """Return how the frames of this kind of work are encoded; None: there is no frame."""
-        return {WorkKind.INITIALISE: INITIAL, WorkKind.TRAIN: self.uplink, WorkKind.EVALUATE: None}[kind]
+        match kind:
+            case WorkKind.INITIALISE:
+                return INITIAL
+            case WorkKind.GRADIENT:
+                return None if self.start is None else self.start.uplink
+            case WorkKind.TRAIN:
+                return self.uplink
+            case WorkKind.EVALUATE:
+                return None
 
     def max_frame_bytes(self, kind: WorkKind, layout: Layout) -> int:
         """Return a bound on the frames of this kind of work.
@@ -93,7 +110,10 @@ def make_plan(job: Job, source: str) -> Plan:
         raise JobFileError(source, problems)
     if misfits := misfits_of(job, uplink, downlink):
         raise JobFileError(source, misfits)
-    plan = Plan(job, uplink, downlink, rule, optimizer)
+    try:
+        plan = Plan(job, uplink, downlink, rule, optimizer, gradient_start(job))
+    except InvalidInput as error:
+        raise JobFileError(source, [str(error)]) from error
     try:
         plan.open_fold(1)
     except InvalidInput as error:

@@ -43,10 +43,11 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
     store, job = services.store, plan.job
     latest = store.latest_version(record.job_id)
     if latest is not None:
-        for digest in dict.fromkeys((latest.state_blob, latest.frame_body, latest.optimizer_blob)):
+        for digest in dict.fromkeys((latest.state_blob, latest.frame_body, latest.optimizer_blob, latest.basis_blob)):
             if digest is not None:
                 services.vault.check(digest, f"version {latest.version} of job {record.job_id}")
-    stage, version = stage_after(None if latest is None else latest.version, job.job.rounds)
+    from_gradient = plan.start is not None
+    stage, version = stage_after(None if latest is None else latest.version, job.job.rounds, from_gradient)
     tried = [row for row in store.attempts(record.job_id) if row.kind is stage and row.version == version]
     attempt = _reopen(tried[-1], plan, layout, services) if tried and not tried[-1].outcome else None
     scheduler = Scheduler.resume(
@@ -60,6 +61,7 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
         accepted=() if attempt is None else attempt.headers,
         # Every other stage that has closed has made a version, and another one came after it.
         is_over=bool(tried) and tried[-1].outcome == "closed",
+        from_gradient=from_gradient,
     )
     volume = Volume.of(store.versions(record.job_id))
     counted = Counted.recovered(job, store, record.job_id)
@@ -68,7 +70,8 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
 
 def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: Services) -> Attempt:
     store = services.store
-    fold = plan.open_fold(layout.num_values) if record.kind is WorkKind.TRAIN and layout is not None else None
+    moving = None if layout is None else layout.moving
+    fold = plan.open_fold(moving.num_values) if record.kind is WorkKind.TRAIN and moving is not None else None
     attempt = Attempt(record, services.clock.now_s(), fold)
     for assignment in store.assignments(record.job_id, record.version, record.attempt, record.kind):
         attempt.assignments[assignment.assignment_id] = assignment
@@ -81,9 +84,9 @@ def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: 
         attempt.accept(update.client, header, update.blob)
         if update.blob is not None:
             services.vault.check(update.blob, f"the update of {update.client!r} in job {record.job_id}")
-        if fold is not None and layout is not None and update.blob is not None:
+        if fold is not None and moving is not None and update.blob is not None:
             frame = services.vault.open(update.blob)
-            fold.add(passing(plan.uplink.open(frame, layout.sizes), frame), plan.weight_of(header))
+            fold.add(passing(plan.uplink.open(frame, moving.sizes), frame), plan.weight_of(header))
     for key in services.blobs.spools():
         if split_spool_key(key)[0] in attempt.assignments:
             attempt.spools[key] = asyncio.Lock()

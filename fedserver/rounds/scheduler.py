@@ -3,8 +3,8 @@
 Events go in, commands come out. It knows no sockets, threads, clock or database: time is a number that comes with each
 event. The daemon, the simulator and the property tests run this same code.
 
-A job goes through *stages*: INITIALISE (version 0), TRAIN (once for every further version), EVALUATE (the last
-version). A stage is tried in *attempts*. An attempt
+A job goes through *stages*: INITIALISE (version 0), TRAIN (once for every further version; GRADIENT for version 1 of a
+job that starts from its clients' gradients), EVALUATE (the last version). A stage is tried in *attempts*. An attempt
 
 1. waits for clients: until `cohort` (less those that are here and refuse the job; or the quorum, if that is more) are
    available, or until the deadline with at least a quorum;
@@ -136,10 +136,15 @@ class Finish:
 Command = Assign | Close | Abandon | Finish
 
 
-def stage_after(latest_version: int | None, rounds: int) -> tuple[WorkKind, int]:
-    """Return what comes once `latest_version` is durable (None: no version is), and the version that it works on."""
+def stage_after(latest_version: int | None, rounds: int, from_gradient: bool = False) -> tuple[WorkKind, int]:
+    """Return what comes once `latest_version` is durable (None: no version is), and the version that it works on.
+
+    With `from_gradient` version 1 is not trained: it is the start that the server makes of the clients' gradients.
+    """
     if latest_version is None:
         return WorkKind.INITIALISE, 0
+    if latest_version == 0 and from_gradient:
+        return WorkKind.GRADIENT, 0
     return (WorkKind.TRAIN if latest_version < rounds else WorkKind.EVALUATE), latest_version
 
 
@@ -159,8 +164,9 @@ class Scheduler:
     schedule: ScheduleSection
     rounds: int
     seed: int
+    from_gradient: bool = False
     stage: WorkKind = WorkKind.INITIALISE
-    version: int = 0  # that the stage works on: the base for TRAIN, the result for INITIALISE and EVALUATE
+    version: int = 0  # that the stage works on: the base for GRADIENT and TRAIN, the result for INITIALISE and EVALUATE
     attempt: int = 0
     abandoned: int = 0  # in a row
     phase: Phase = Phase.WAITING
@@ -172,9 +178,11 @@ class Scheduler:
     accepted: set[str] = field(default_factory=set)
 
     @staticmethod
-    def start(schedule: ScheduleSection, rounds: int, seed: int, now_s: float) -> Scheduler:
-        """Begin a new job."""
-        state = Scheduler(schedule, rounds, seed)
+    def start(
+        schedule: ScheduleSection, rounds: int, seed: int, now_s: float, *, from_gradient: bool = False
+    ) -> Scheduler:
+        """Begin a new job; `from_gradient` as for `stage_after`."""
+        state = Scheduler(schedule, rounds, seed, from_gradient)
         state._wait(now_s)
         return state
 
@@ -190,6 +198,7 @@ class Scheduler:
         working: Iterable[str],
         accepted: Iterable[str],
         is_over: bool = False,
+        from_gradient: bool = False,
     ) -> Scheduler:
         """Go on after a restart, with what the journal says of the attempt that was open.
 
@@ -197,8 +206,8 @@ class Scheduler:
         are empty when nothing had been assigned. The attempt gets its whole deadline again: how much of it had passed
         is not known on this process's clock. `is_over`: the last evaluation is durable, and the job's end is not.
         """
-        state = Scheduler(schedule, rounds, seed)
-        state.stage, state.version = stage_after(latest_version, rounds)
+        state = Scheduler(schedule, rounds, seed, from_gradient)
+        state.stage, state.version = stage_after(latest_version, rounds, from_gradient)
         state._wait(now_s)
         state.attempt = state.abandoned = attempt
         state.working, state.accepted = set(working), set(accepted)
@@ -308,8 +317,8 @@ class Scheduler:
         if self.stage is WorkKind.EVALUATE:
             self.phase, self.since_s = Phase.FINISHED, now_s
             return [Finish()]
-        written = self.version + 1 if self.stage is WorkKind.TRAIN else self.version
-        self.stage, self.version = stage_after(written, self.rounds)
+        written = self.version + (self.stage in (WorkKind.GRADIENT, WorkKind.TRAIN))
+        self.stage, self.version = stage_after(written, self.rounds, self.from_gradient)
         self.attempt = self.abandoned = 0
         self._forgive()
         self._wait(now_s)
@@ -338,13 +347,14 @@ class Scheduler:
         return max(self.schedule.cohort - len(self.barred), self._quorum())
 
     def _quorum(self) -> int:
-        return self.schedule.updates_at_deadline if self.stage is WorkKind.TRAIN else 1
+        is_round = self.stage in (WorkKind.GRADIENT, WorkKind.TRAIN)
+        return self.schedule.updates_at_deadline if is_round else 1
 
     def _to_close(self) -> int:
         match self.stage:
             case WorkKind.INITIALISE:
                 return 1
-            case WorkKind.TRAIN:
+            case WorkKind.GRADIENT | WorkKind.TRAIN:
                 return self.schedule.updates_to_close
             case WorkKind.EVALUATE:
                 return len(self.working) + len(self.accepted)

@@ -65,7 +65,7 @@ class Traffic:
         """Count bytes of an update, whatever becomes of it; with the first ones, what its values had been raw."""
         raw_bytes = 0
         if attempt.kind is WorkKind.TRAIN and layout is not None and assignment_id not in attempt.heard_of:
-            raw_bytes = VALUE_BYTES * layout.num_values
+            raw_bytes = VALUE_BYTES * layout.moving.num_values
             self._metrics.raw_received(self._job_id, raw_bytes)
         attempt.heard_of.add(assignment_id)
         self.recent += Volume(uplink_bytes=num_bytes, raw_uplink_bytes=raw_bytes)

@@ -31,6 +31,7 @@ from fedserver.rpc.patience import Flow
 
 KINDS = {
     WorkKind.INITIALISE: pb.WORK_KIND_INITIALISE,
+    WorkKind.GRADIENT: pb.WORK_KIND_GRADIENT,
     WorkKind.TRAIN: pb.WORK_KIND_TRAIN,
     WorkKind.EVALUATE: pb.WORK_KIND_EVALUATE,
 }
@@ -81,8 +82,9 @@ class ClientService(pb_grpc.ClientServiceServicer):
             self._federation.leave(seat, reason)
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:
-        offset = request.offset
-        async for data in self._federation.frame(check_name(request.job_id, "job"), request.version, offset):
+        offset, job_id = request.offset, check_name(request.job_id, "job")
+        read = self._federation.basis if request.basis else self._federation.frame
+        async for data in read(job_id, request.version, offset):
             check_again()
             reply = pb.Chunk(offset=offset, data=data)
             offset += len(data)
@@ -185,6 +187,7 @@ def _order(order: Assignment | Cancel | Answer) -> pb.SessionReply:
             assignment.deadline_ms = int(order.deadline_s * 1000)
             assignment.frame = order.frame
             assignment.counted_in = order.counted_in
+            assignment.basis_digest = order.basis_digest
             return reply
 
 

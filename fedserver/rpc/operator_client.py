@@ -69,8 +69,10 @@ class VersionState:
     Attributes:
         job: canonical JSON (`fedcore.jobfile.Job.from_json`).
         layout: `fedcore.layout.Layout.from_json`.
-        sha256: of the vector, hexadecimal.
-        num_bytes: of the vector, raw float32 little-endian.
+        sha256: of the trained values, hexadecimal.
+        num_bytes: of the whole vector, raw float32 little-endian: the trained values, then the basis.
+        basis_sha256: of the basis; None: there is none.
+        basis_bytes: of the basis.
         history: a row for each version (docs/status.md).
     """
 
@@ -80,6 +82,8 @@ class VersionState:
     version: int
     sha256: str
     num_bytes: int
+    basis_sha256: str | None
+    basis_bytes: int
     history: list[dict[str, Any]]
 
 
@@ -225,12 +229,14 @@ class OperatorClient:
             reply.layout,
             reply.version,
             reply.state_digest,
-            reply.state_bytes,
+            reply.state_bytes + reply.basis_bytes,
+            reply.basis_digest or None,
+            reply.basis_bytes,
             history,
         )
 
     def read_version(self, wanted: VersionState, on_bytes: Callable[[int], None] = lambda total: None) -> bytearray:
-        """Return a version's vector: raw float32, little-endian, checked against its digest.
+        """Return a version's vector: raw float32, little-endian, checked against its digests; the basis comes last.
 
         A transfer that breaks goes on from where it was, as long as each try brings something.
 
@@ -257,8 +263,17 @@ class OperatorClient:
                 continue
             if len(data) == before:
                 raise Unreachable(f"the server at {self.address} sent {before} of {wanted.num_bytes} bytes")
-        if (found := hashlib.sha256(data).hexdigest()) != wanted.sha256:
-            raise StateUnusable(f"version {wanted.version} has SHA-256 {found}, the server announced {wanted.sha256}")
+        trained = wanted.num_bytes - wanted.basis_bytes
+        with memoryview(data) as view:
+            parts = [(view[:trained], wanted.sha256)]
+            if wanted.basis_sha256 is not None:
+                parts.append((view[trained:], wanted.basis_sha256))
+            for part, announced in parts:
+                if (found := hashlib.sha256(part).hexdigest()) != announced:
+                    raise StateUnusable(
+                        f"version {wanted.version} has SHA-256 {found}, the server announced {announced}"
+                    )
+                part.release()
         return data
 
     def _ask(self, method: Callable[..., Any], request: Message) -> Any:

@@ -68,13 +68,16 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.VersionReply:
         job = self._federation.job(request.job_id)
         version = self._federation.version(job.job_id, None if request.latest else request.version)
+        vault, basis = self._federation.services.vault, version.basis_blob
         return pb.VersionReply(
             job_id=job.job_id,
             job=job.spec,
             layout=job.layout or b"",
             version=version.version,
             state_digest=version.state_blob,
-            state_bytes=self._federation.services.vault.size(version.state_blob),
+            state_bytes=vault.size(version.state_blob),
+            basis_digest=basis or "",
+            basis_bytes=0 if basis is None else vault.size(basis),
         )
 
     async def ListVersions(self, request: pb.JobRequest, context: Context) -> AsyncIterator[pb.VersionRow]:

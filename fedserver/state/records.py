@@ -167,6 +167,8 @@ class VersionRecord:
         downlink_bytes: sum of the frames sent out to compute it.
         metrics: JSON; the evaluation of *this* version, known only later.
         encoding_error: mean of what its updates say of themselves; None if none does.
+        basis_blob: what the start of the job has set for good, raw little-endian float32; None for a job without, and
+            before its start.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("job_id", "version")
@@ -186,6 +188,7 @@ class VersionRecord:
     metrics: str = "{}"
     raw_uplink_bytes: int = 0
     encoding_error: float | None = None
+    basis_blob: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

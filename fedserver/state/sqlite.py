@@ -83,7 +83,7 @@ CREATE TABLE IF NOT EXISTS versions (
     frame_digest TEXT NOT NULL, frame_head BLOB NOT NULL, frame_body TEXT NOT NULL,
     optimizer_blob TEXT, num_updates INTEGER NOT NULL, num_examples INTEGER NOT NULL,
     uplink_bytes INTEGER NOT NULL, downlink_bytes INTEGER NOT NULL, created_at REAL NOT NULL, metrics TEXT NOT NULL,
-    raw_uplink_bytes INTEGER NOT NULL, encoding_error REAL,
+    raw_uplink_bytes INTEGER NOT NULL, encoding_error REAL, basis_blob TEXT,
     UNIQUE (job_id, version)
 );
 CREATE TABLE IF NOT EXISTS blobs (

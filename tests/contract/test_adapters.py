@@ -22,9 +22,9 @@ def make_model() -> nn.Module:
         torch.default_generator.manual_seed(3)
         return nn.Sequential(
             OrderedDict(
-                first=nn.Linear(6, 5),
-                block=nn.Sequential(nn.ReLU(), nn.LayerNorm(5), nn.Linear(5, 4)),
-                last=nn.Linear(4, 3, bias=False),
+                first=nn.Linear(16, 12),
+                block=nn.Sequential(nn.ReLU(), nn.LayerNorm(12), nn.Linear(12, 10)),
+                last=nn.Linear(10, 8, bias=False),
             )
         )
 
@@ -54,7 +54,7 @@ def test_layout_survives_the_wire(adapter: str) -> None:
 
 
 def test_attaching_leaves_what_the_model_computes(adapter: str) -> None:
-    inputs = torch.linspace(-1, 1, 12).reshape(2, 6)
+    inputs = torch.linspace(-1, 1, 32).reshape(2, 16)
     with torch.inference_mode():
         torch.testing.assert_close(attach(adapter).module(inputs), make_model()(inputs), rtol=0, atol=0)
 
@@ -67,9 +67,27 @@ def test_attaching_draws_nothing_from_the_global_generator(adapter: str) -> None
 
 def test_what_is_written_is_read_back(adapter: str) -> None:
     model = attach(adapter)
-    flat_D = np.linspace(-1, 1, model.layout.num_values, dtype=np.float32)
+    flat_D = np.linspace(-1, 1, model.layout.moving.num_values, dtype=np.float32)
     model.write(flat_D)
     assert model.read().tobytes() == flat_D.tobytes()
+
+
+def test_a_basis_is_read_back_behind_what_is_trained(adapter: str) -> None:
+    model = attach(adapter)
+    num_moving = model.layout.moving.num_values
+    flat_D = np.linspace(-1, 1, model.layout.num_values, dtype=np.float32)
+    model.write(flat_D[:num_moving])
+    model.write_basis(flat_D[num_moving:])
+    assert model.read_all().tobytes() == flat_D.tobytes()
+    with pytest.raises(LayoutError, match=str(model.layout.num_basis_values)):
+        model.write_basis(np.zeros(model.layout.num_basis_values + 1, dtype=np.float32))
+
+
+def test_moving_the_model_keeps_its_values_at_hand(adapter: str) -> None:
+    model = attach(adapter)
+    model.module.double()  # as a move to another device: what is not a parameter becomes another object
+    held = {id(value) for value in model.module.parameters()}
+    assert {id(value) for value in (*model.parameters, *model.basis.values())} <= held
 
 
 def test_reading_copies(adapter: str) -> None:
@@ -82,19 +100,22 @@ def test_reading_copies(adapter: str) -> None:
 
 def test_writing_another_length_is_refused(adapter: str) -> None:
     model = attach(adapter)
-    with pytest.raises(LayoutError, match=str(model.layout.num_values)):
-        model.write(np.zeros(model.layout.num_values + 1, dtype=np.float32))
+    with pytest.raises(LayoutError, match=str(model.layout.moving.num_values)):
+        model.write(np.zeros(model.layout.moving.num_values + 1, dtype=np.float32))
 
 
 def test_training_changes_the_vector_and_nothing_else(adapter: str) -> None:
     model = attach(adapter)
+    model.write_basis(np.linspace(-1, 1, model.layout.num_basis_values, dtype=np.float32))
     trained = {id(parameter) for parameter in model.parameters}
     frozen = [(p, p.detach().clone()) for p in model.module.parameters() if id(p) not in trained]
+    basis = model.read_all()[model.layout.moving.num_values :]
     before = model.read()
     optimizer = torch.optim.SGD(model.module.parameters(), lr=0.1)
-    model.module(torch.ones(2, 6)).square().sum().backward()
+    model.module(torch.ones(2, 16)).square().sum().backward()
     optimizer.step()
     assert not np.array_equal(model.read(), before)
+    np.testing.assert_array_equal(model.read_all()[model.layout.moving.num_values :], basis)
     assert all(torch.equal(parameter, value) for parameter, value in frozen)
 
 

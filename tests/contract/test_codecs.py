@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +84,16 @@ def test_frame_keeps_within_its_bound(name: str, num_values: int) -> None:
     pipeline = shortest(name)
     for values in (normal(num_values), np.zeros(num_values, np.float32), np.full(num_values, 2.0**40, np.float32)):
         assert len(encode(pipeline, values)) <= pipeline.max_frame_bytes(num_values)
+
+
+@pytest.mark.parametrize("by_tensor", [False, True])
+def test_frame_of_fixed_size_is_as_long_as_its_bound(name: str, by_tensor: bool) -> None:
+    pipeline = replace(shortest(name), by_tensor=by_tensor)
+    if not pipeline.fixed_size:
+        pytest.skip("its frames vary")
+    for values in (normal(1000), np.zeros(1000, np.float32), np.full(1000, 2.0**40, np.float32)):
+        frame = pipeline.encode(values, rng(), (1, 2, 997))
+        assert len(frame) == pipeline.max_frame_bytes((1, 2, 997))
 
 
 def test_encoding_repeats_with_the_generator_and_leaves_the_values_alone(name: str) -> None:

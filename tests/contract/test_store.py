@@ -194,11 +194,12 @@ def test_assignments_and_updates_are_narrowed_by_attempt_and_kind(store: Store) 
         for kind in WorkKind
     ]
     store.write([*assignments, *updates])
-    assert store.assignments("j1", 0, 1) == assignments[3:]
-    assert store.assignments("j1", 0, 1, WorkKind.TRAIN) == [assignments[4]]
+    num, train = len(WorkKind), list(WorkKind).index(WorkKind.TRAIN)
+    assert store.assignments("j1", 0, 1) == assignments[num:]
+    assert store.assignments("j1", 0, 1, WorkKind.TRAIN) == [assignments[num + train]]
     assert store.updates("j1", 0) == updates
-    assert store.updates("j1", 0, 0) == updates[:3]
-    assert store.updates("j1", 0, kind=WorkKind.EVALUATE) == [updates[2], updates[5]]
+    assert store.updates("j1", 0, 0) == updates[:num]
+    assert store.updates("j1", 0, kind=WorkKind.TRAIN) == [updates[train], updates[num + train]]
     assert store.updates("j1", 1) == []
 
 

@@ -14,13 +14,31 @@ from fedclient.tasks.files import load_task_file
 from fedcore.errors import InvalidInput
 from fedcore.jobfile import TrainingSection
 from fedcore.registry import Registry
+from tests.support.text_models import mood_rows, save_llama, write_jsonl
 
 OWN_TASK = Path(__file__).parents[2] / "examples" / "own_task" / "task.py"
 OPTIONS = {"shard": "1", "num_shards": "3"}
+PARAMS: dict[str, dict[str, object]] = {
+    "hf-causal-lm": {"model": "small", "max_length": 32},
+    "hf-sequence-classification": {"model": "small", "max_length": 32, "labels": ["bad", "good"]},
+}
 
 tasks: Registry[type[Task]] = Registry("task", "roundtable.no-such-group", {})
-tasks.add("digits", TASKS.get("digits"))
+for installed in TASKS.names():
+    tasks.add(installed, TASKS.get(installed))
 load_task_file(OWN_TASK, tasks)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Make what the tasks on Hugging Face models need besides their shard."""
+    folder = tmp_path_factory.mktemp("small")
+    own_options.update(
+        model=str(save_llama(folder)), path=str(write_jsonl(folder / "rows.jsonl", mood_rows(120))), held_out="0.25"
+    )
+
+
+own_options: dict[str, str] = {}
 
 
 @pytest.fixture(params=tasks.names())
@@ -28,8 +46,12 @@ def task_type(request: pytest.FixtureRequest) -> type[Task]:
     return tasks.get(str(request.param))
 
 
+def options_of(task_type: type[Task]) -> dict[str, str]:
+    return {**OPTIONS, **(own_options if task_type.name in PARAMS else {})}
+
+
 def make(task_type: type[Task], seed: int = 5) -> Task:
-    return task_type({}, OPTIONS, seed)
+    return task_type(PARAMS.get(task_type.name, {}), options_of(task_type), seed)
 
 
 def seeded_model(task: Task) -> torch.nn.Module:
@@ -86,14 +108,14 @@ def test_evaluation_does_not_depend_on_how_the_examples_are_ordered(task_type: t
 def test_unknown_job_key_names_the_nearest(task_type: type[Task]) -> None:
     known = next(iter(type(make(task_type).params).model_fields))
     with pytest.raises(InvalidInput, match=rf"task\.{known[:-1]}: unknown key; did you mean '{known}'\? known: "):
-        task_type({known[:-1]: 1}, OPTIONS, 1)
+        task_type({known[:-1]: 1}, options_of(task_type), 1)
 
 
 def test_unknown_data_option_names_the_nearest(task_type: type[Task]) -> None:
     with pytest.raises(InvalidInput, match=r"data\.shrad: unknown key; did you mean 'shard'\?"):
-        task_type({}, {**OPTIONS, "shrad": "1"}, 1)
+        task_type(PARAMS.get(task_type.name, {}), {**options_of(task_type), "shrad": "1"}, 1)
 
 
 def test_data_option_that_is_no_number_is_named(task_type: type[Task]) -> None:
     with pytest.raises(InvalidInput, match=r"data\.shard: .*integer.*, got 'two'"):
-        task_type({}, {**OPTIONS, "shard": "two"}, 1)
+        task_type(PARAMS.get(task_type.name, {}), {**options_of(task_type), "shard": "two"}, 1)

@@ -17,7 +17,7 @@ from safetensors import deserialize
 
 from fedclient.transport import convert
 from fedcodec import build_pipeline
-from fedcore.adapters import lora_modules, peft_state_names
+from fedcore.adapters import basis_modules, gradient_layout, lora_modules, peft_state_names
 from fedcore.errors import FrameError, InvalidInput, JobFileError, LayoutError, Refused, UpdateRejected, UpdateResult
 from fedcore.jobfile import Job
 from fedcore.layout import MAX_VALUES, Layout, Vector
@@ -158,6 +158,7 @@ def headers() -> Iterator[bytes]:
         evaluation={"accuracy": 0.25, "loss": 1e-7},
     )
     yield header.to_bytes()
+    yield header.model_copy(update={"kind": WorkKind.GRADIENT, "basis_digest": "ab" * 32}).to_bytes()
     yield header.model_copy(update={"kind": WorkKind.EVALUATE, "frame_bytes": 0}).to_bytes()
     rows = json.loads(LAYOUT.to_json())
     yield header.model_copy(update={"kind": WorkKind.INITIALISE, "version": 0, "layout": rows}).to_bytes()
@@ -181,6 +182,12 @@ def read_layout(data: bytes) -> None:
     try:
         assert lora_modules(layout).keys()
         assert peft_state_names(layout).keys() == {tensor.name for tensor in layout.tensors}
+    except LayoutError as error:
+        check_refusal(error)
+    assert layout.moving.num_values + layout.num_basis_values == layout.num_values
+    try:
+        gradients = gradient_layout(layout)
+        assert [tensor.name for tensor in gradients.tensors] == list(basis_modules(layout))
     except LayoutError as error:
         check_refusal(error)
     if layout.num_values <= MAX_EXPORTED_VALUES:
@@ -214,6 +221,12 @@ def layouts() -> Iterator[bytes]:
     yield wide.to_json() + b"\0" + np.array([0.5, 2.0, -3.0], np.float32).tobytes()
     yield Layout.of([("model", "é", (MAX_VALUES,), "float32")]).to_json()
     yield b'[["a","b",[1,2],"float32"],["a","c",[],"float16"],["",[],{},null,1.5,true]]'
+    fed_sb = [
+        ("adapter", "w.lora_R.weight", (2, 2)),
+        ("basis", "w.lora_A.weight", (2, 5)),
+        ("basis", "w.lora_B.weight", (4, 2)),
+    ]
+    yield Layout.of((*row, "float32") for row in fed_sb).to_json()
     yield from BOMBS
 
 

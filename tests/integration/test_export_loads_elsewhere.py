@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from fedclient.adapters import ADAPTERS
 from fedclient.adapters.base import AdaptedModel
@@ -20,7 +28,10 @@ from fedserver.export import Exportable, Exported, export_version
 from tests.support.exports import make_history, make_job
 
 # peft still asks transformers under the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`:UserWarning"),
+]
 
 
 def mlp() -> nn.Module:
@@ -57,6 +68,11 @@ def llama() -> nn.Module:
     return model
 
 
+def gpt2() -> nn.Module:
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=2))
+    return model
+
+
 class Case(NamedTuple):
     make: Callable[[], nn.Module]
     adapter: dict[str, Any]
@@ -66,12 +82,18 @@ class Case(NamedTuple):
 TOKENS = torch.arange(1, 31).reshape(2, 15)
 VALUES = torch.linspace(-2, 2, 24).reshape(4, 6)
 LORA_CASES = {
-    "mlp": Case(mlp, {"name": "lora", "rank": 4, "alpha": 12.0, "dropout": 0.3}, VALUES),
+    "mlp": Case(mlp, {"name": "lora", "rank": 3, "alpha": 12.0, "dropout": 0.3}, VALUES),
     "mlp, one layer": Case(mlp, {"name": "lora", "rank": 1, "alpha": 5.0, "targets": ["1.2"]}, VALUES),
     "bert, attention": Case(
         bert, {"name": "lora", "rank": 4, "alpha": 32.0, "targets": ["query", "value", "*.dense"]}, TOKENS
     ),
     "llama, all layers": Case(llama, {"name": "lora", "rank": 8, "alpha": 4.0}, TOKENS),
+    "mlp, ffa-lora": Case(mlp, {"name": "ffa-lora", "rank": 3, "alpha": 12.0, "dropout": 0.3}, VALUES),
+    "bert, ffa-lora": Case(bert, {"name": "ffa-lora", "rank": 4, "targets": ["query", "value", "*.dense"]}, TOKENS),
+    "mlp, lora-sb": Case(mlp, {"name": "lora-sb", "rank": 3, "dropout": 0.3}, VALUES),
+    "bert, lora-sb": Case(bert, {"name": "lora-sb", "rank": 4, "targets": ["query", "*.dense"]}, TOKENS),
+    "llama, lora-sb": Case(llama, {"name": "lora-sb", "rank": 8}, TOKENS),
+    "gpt2, lora-sb": Case(gpt2, {"name": "lora-sb", "rank": 4, "targets": ["c_attn", "c_proj", "c_fc"]}, TOKENS),
 }
 FULL_CASES = {
     "mlp": Case(mlp, {"name": "full"}, VALUES),
@@ -90,22 +112,35 @@ def train(case: Case, dtype: torch.dtype = torch.float32) -> AdaptedModel:
     """Return the adapted model with values far from those it began with."""
     params = {key: value for key, value in case.adapter.items() if key != "name"}
     model = ADAPTERS.get(case.adapter["name"])(params).attach(build(case).to(dtype), 1)
-    drawn_D = np.random.default_rng(0).normal(0, 0.1, model.layout.num_values).astype(np.float32)
+    rng, num_moving = np.random.default_rng(0), model.layout.moving.num_values
+    drawn_D = rng.normal(0, 0.1, num_moving).astype(np.float32)
+    if model.starts_from_gradients:
+        shapes = [tensor.shape for tensor in model.layout.tensors[len(model.layout.moving.tensors) :]]
+        model.write_basis(np.concatenate([orthonormal(rng.normal(size=shape)).ravel() for shape in shapes]))
+        drawn_D *= 3
     model.write(model.read() + drawn_D)
     model.module.eval()
     return model
 
 
+def orthonormal(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    u, _, vt = np.linalg.svd(matrix, full_matrices=False)
+    nearest: npt.NDArray[np.float32] = (u @ vt).astype(np.float32)
+    return nearest
+
+
 def export(model: AdaptedModel, case: Case, folder: Path) -> Exported:
-    state = model.read().tobytes()
+    trained, state = model.read().tobytes(), model.read_all().tobytes()
+    basis = state[len(trained) :]
     what = Exportable(
         federation="north",
         job_id="job-1",
         job=make_job(adapter=case.adapter),
         layout=model.layout,
         version=2,
-        state_sha256=hashlib.sha256(state).hexdigest(),
-        history=make_history(state, 2),
+        state_sha256=hashlib.sha256(trained).hexdigest(),
+        history=make_history(trained, 2),
+        basis_sha256=hashlib.sha256(basis).hexdigest() if basis else None,
     )
     return export_version(what, state, folder)
 
@@ -138,17 +173,26 @@ def test_peft_computes_what_our_adapter_computes(case: Case, tmp_path: Path, mon
     assert not torch.allclose(logits(build(case), case.inputs), ours, atol=1e-2)
     # Every exported tensor, and none besides, is in the loaded model.
     found = sum(p.numel() for name, p in loaded.named_parameters() if "lora_" in name)
-    assert found == trained.layout.num_values
+    factors = (t for t in trained.layout.tensors if not t.name.endswith("lora_R.weight"))
+    assert found == sum(tensor.num_values for tensor in factors)
 
 
-def test_half_precision_adapter_is_kept_in_its_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = LORA_CASES["llama, all layers"]
+def test_half_precision_weights_are_kept_in_their_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = FULL_CASES["bert"]
     trained = train(case, torch.bfloat16)
     assert {tensor.dtype for tensor in trained.layout.tensors} == {"bfloat16"}
     exported = export(trained, case, tmp_path / "out")
-    base = build(case).to(torch.bfloat16)
-    loaded = run_snippet(exported, tmp_path, monkeypatch, base=base)
-    values_D = torch.cat([p.flatten().float() for name, p in loaded.named_parameters() if "lora_" in name])
+    loaded = run_snippet(exported, tmp_path, monkeypatch, model=build(case).to(torch.bfloat16))
+    torch.testing.assert_close(logits(loaded, case.inputs), logits(trained.module, case.inputs), rtol=0, atol=0)
+
+
+def test_adapter_of_a_half_precision_base_is_float32_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LORA_CASES["llama, all layers"]
+    trained = train(case, torch.bfloat16)
+    assert {tensor.dtype for tensor in trained.layout.tensors} == {"float32"}
+    exported = export(trained, case, tmp_path / "out")
+    loaded = run_snippet(exported, tmp_path, monkeypatch, base=build(case).to(torch.bfloat16))
+    values_D = torch.cat([p.flatten() for name, p in loaded.named_parameters() if "lora_" in name])
     assert torch.equal(values_D.sort().values, torch.from_numpy(trained.read()).sort().values)
 
 

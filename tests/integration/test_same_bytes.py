@@ -26,6 +26,9 @@ JOBS = {
         digits_job(  # whoever is left out of a round has something left from the one before
             "feedback", cohort=2, rounds=5, compression={"uplink": TENTH, "error_feedback": {"decay": 0.9}}
         ),
+        digits_job("fed-sb", adapter={"name": "lora-sb", "rank": 4, "dropout": 0.1}, rounds=3),
+        digits_job("fed-sb-votes", adapter={"name": "lora-sb", "rank": 4, "votes": True}, compression={"uplink": BF16}),
+        digits_job("ffa", adapter={"name": "ffa-lora", "rank": 4}, server_optimizer={"name": "adam"}),
         digits_job("two-of-three", cohort=2, rounds=3, adapter={"name": "full"}, server_optimizer={"name": "momentum"}),
     )
 }
@@ -40,11 +43,17 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @pytest.mark.parametrize("job", JOBS.values(), ids=lambda job: job.job.name)
 def test_the_daemon_and_the_simulator_agree_on_every_version(deployment: Deployment, job: Job) -> None:
-    deployed_history = deployment.finish(deployment.submit(job))
+    job_id = deployment.submit(job)
+    deployed_history = deployment.finish(job_id)
     simulated = asyncio.run(simulate(job, make_clients(job, NUM_CLIENTS, {})))
     assert [row["version"] for row in deployed_history] == list(range(job.job.rounds + 1))
     assert len({row["sha256"] for row in deployed_history}) == job.job.rounds + 1, "training changed nothing"
     assert bytes_of(deployed_history) == bytes_of(simulated.history)
+    with deployment.operator() as server:
+        newest = server.version(job_id)
+        assert server.read_version(newest) == simulated.state
+    assert newest.basis_sha256 == simulated.version.basis_blob
+    assert (newest.basis_sha256 is None) == (job.adapter.name in {"lora", "full"})
 
 
 def test_a_second_run_on_the_same_clients_gives_the_same_bytes_again(deployment: Deployment) -> None:

@@ -37,6 +37,7 @@ APPS = {"fedserver": fedserver.cli.app, "fedclient": fedclient.cli.app, "fedsim"
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 ROOMS = (
     "aggregators/fedagg",
+    "aggregators/fedagg/lowrank",
     "compression/fedcodec",
     "deploy",
     "examples/js_client",
@@ -44,6 +45,7 @@ ROOMS = (
     "fedclient",
     "fedclient/adapters",
     "fedclient/tasks",
+    "fedclient/tasks/hf",
     "fedcore",
     "fedserver",
     "fedserver/rounds",

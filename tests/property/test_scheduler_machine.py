@@ -36,6 +36,14 @@ from fedserver.rounds.scheduler import (
 
 CLIENTS = [f"c{number}" for number in range(8)]
 SEED = 7
+ROUND_STAGES = (WorkKind.GRADIENT, WorkKind.TRAIN)
+
+
+def stages(rounds: int, from_gradient: bool) -> list[tuple[WorkKind, int]]:
+    """Return what a job goes through, with the version that each makes; the last one counts as one more."""
+    first = WorkKind.GRADIENT if from_gradient else WorkKind.TRAIN
+    later = ((WorkKind.TRAIN, version) for version in range(2, rounds + 1))
+    return [(WorkKind.INITIALISE, 0), (first, 1), *later, (WorkKind.EVALUATE, rounds + 1)]
 
 
 @st.composite
@@ -60,6 +68,7 @@ class Books:
 
     plan: ScheduleSection
     rounds: int
+    from_gradient: bool = False
     stage: WorkKind = WorkKind.INITIALISE
     version: int = 0
     abandoned: int = 0
@@ -87,7 +96,7 @@ class Books:
     def quorum(self) -> int:
         buffer = self.plan.cohort if self.plan.buffer is None else self.plan.buffer
         half = (buffer + 1) // 2 if self.plan.quorum is None else self.plan.quorum
-        return half if self.stage is WorkKind.TRAIN else 1
+        return half if self.stage in ROUND_STAGES else 1
 
     def hear(self, event: Event, now_s: float) -> None:
         match event:
@@ -171,9 +180,9 @@ class Books:
         """A close became durable: the only way forward."""
         if self.stage is WorkKind.EVALUATE:
             return
-        if self.stage is WorkKind.TRAIN:
+        if self.stage in ROUND_STAGES:
             self.version += 1
-        self.stage = WorkKind.TRAIN if self.version < self.rounds else WorkKind.EVALUATE
+        self.stage = next(kind for kind, version in stages(self.rounds, self.from_gradient) if version > self.version)
         self.abandoned = 0
         self.failing = {}
         self.begin(now_s)
@@ -182,12 +191,12 @@ class Books:
 class SchedulerMachine(RuleBasedStateMachine):
     """Any event at any time, sensible or not."""
 
-    @initialize(plan=schedules(), rounds=st.integers(1, 4))
-    def begin(self, plan: ScheduleSection, rounds: int) -> None:
+    @initialize(plan=schedules(), rounds=st.integers(1, 4), from_gradient=st.booleans())
+    def begin(self, plan: ScheduleSection, rounds: int, from_gradient: bool) -> None:
         self.now_s = 0.0
         self.plan, self.rounds = plan, rounds
-        self.state = Scheduler.start(plan, rounds, SEED, self.now_s)
-        self.books = Books(plan, rounds)
+        self.state = Scheduler.start(plan, rounds, SEED, self.now_s, from_gradient=from_gradient)
+        self.books = Books(plan, rounds, from_gradient)
         self.history: list[tuple[Event, float, list[Command]]] = []
 
     def send(self, event: Event) -> None:
@@ -219,7 +228,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             assert books.working
             assert self.now_s < books.opened_s + self.plan.deadline_s
-            if books.stage is WorkKind.TRAIN:
+            if books.stage in ROUND_STAGES:
                 assert len(books.accepted) < (self.plan.buffer or self.plan.cohort)
 
     @rule(client=st.sampled_from(CLIENTS))
@@ -282,7 +291,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """The same events give the same commands and the same state, also from a copy made half-way."""
         if not hasattr(self, "state"):
             return
-        again = Scheduler.start(self.plan, self.rounds, SEED, 0.0)
+        again = Scheduler.start(self.plan, self.rounds, SEED, 0.0, from_gradient=self.books.from_gradient)
         half = len(self.history) // 2
         for event, now_s, commands in self.history[:half]:
             assert again.step(event, now_s) == commands
@@ -319,12 +328,12 @@ class Journal:
 class Server:
     """The least engine around a scheduler: it journals each fact when it happens, and writes what closes."""
 
-    def __init__(self, plan: ScheduleSection, rounds: int) -> None:
-        self.plan, self.rounds = plan, rounds
+    def __init__(self, plan: ScheduleSection, rounds: int, from_gradient: bool) -> None:
+        self.plan, self.rounds, self.from_gradient = plan, rounds, from_gradient
         self.journal = Journal()
         self.now_s = 0.0
         self.pending_write = False
-        self.state = Scheduler.start(plan, rounds, SEED, self.now_s)
+        self.state = Scheduler.start(plan, rounds, SEED, self.now_s, from_gradient=from_gradient)
 
     def crash(self) -> None:
         journal = self.journal
@@ -339,6 +348,7 @@ class Server:
             attempt=journal.attempt,
             working=journal.working,
             accepted=journal.accepted,
+            from_gradient=self.from_gradient,
         )
 
     def step(self, event: Event) -> None:
@@ -360,7 +370,7 @@ class Server:
     def write(self) -> None:
         self.pending_write = False
         stage = self.state.stage
-        self.journal.latest_version = self.state.version + (stage is WorkKind.TRAIN)
+        self.journal.latest_version = self.state.version + (stage in ROUND_STAGES)
         self.journal.closed.append((stage, self.journal.latest_version))
         self.journal.forget_attempt(0)
         self.step(Written())
@@ -395,25 +405,21 @@ def run_to_the_end(server: Server, data: st.DataObject, crashes: int) -> None:
 
 
 @settings(max_examples=100)
-@given(schedules(), st.integers(1, 4), st.data())
+@given(schedules(), st.integers(1, 4), st.booleans(), st.data())
 def test_crashes_at_any_moment_change_no_sequence_of_closed_versions(
-    plan: ScheduleSection, rounds: int, data: st.DataObject
+    plan: ScheduleSection, rounds: int, from_gradient: bool, data: st.DataObject
 ) -> None:
-    server = Server(plan, rounds)
+    server = Server(plan, rounds, from_gradient)
     run_to_the_end(server, data, crashes=6)
-    assert server.journal.closed == [
-        (WorkKind.INITIALISE, 0),
-        *((WorkKind.TRAIN, version) for version in range(1, rounds + 1)),
-        (WorkKind.EVALUATE, rounds),
-    ]
+    assert server.journal.closed == [*stages(rounds, from_gradient)[:-1], (WorkKind.EVALUATE, rounds)]
 
 
-@given(schedules(), st.integers(1, 4), st.integers(0, 40), st.data())
+@given(schedules(), st.integers(1, 4), st.booleans(), st.integers(0, 40), st.data())
 def test_a_resumed_scheduler_stands_where_the_crashed_one_stood(
-    plan: ScheduleSection, rounds: int, steps: int, data: st.DataObject
+    plan: ScheduleSection, rounds: int, from_gradient: bool, steps: int, data: st.DataObject
 ) -> None:
     """While an attempt waits or is open, the journal's facts are all there is to know but who is connected."""
-    server = Server(plan, rounds)
+    server = Server(plan, rounds, from_gradient)
     for _ in range(steps):
         kind = data.draw(st.sampled_from(["accept", "arrive", "arrive", "tick"]))
         if server.pending_write:

@@ -15,7 +15,9 @@ import numpy as np
 
 from fedclient.enroll import enroll
 from fedclient.identity import ClientIdentity
+from fedclient.transport.base import Transport
 from fedclient.transport.grpc_transport import GrpcTransport
+from fedcore.adapters import gradient_layout
 from fedcore.clock import SystemClock
 from fedcore.errors import UpdateResult
 from fedcore.identity import EnrolmentToken, sign
@@ -31,11 +33,11 @@ NO_DRAWS = np.random.default_rng(0)  # the codec raw draws nothing
 
 @dataclass
 class Member:
-    """One client of a crew, connected."""
+    """One client of a crew, connected. With a basis in its layout it plays a client of Fed-SB."""
 
     name: str
     identity: ClientIdentity
-    transport: GrpcTransport
+    transport: Transport
     player: Player
     layout: Layout
 
@@ -47,14 +49,15 @@ class Member:
         """Return the frame that this client sends for this work. Whoever makes version 0 makes the same."""
         if work.kind is WorkKind.EVALUATE:
             return b""
-        maker = self.name if work.kind is WorkKind.TRAIN else "anybody"
+        maker = "anybody" if work.kind is WorkKind.INITIALISE else self.name
         rng = stream(5, work.kind.value, maker, work.version)
-        values_D: Vector = rng.standard_normal(self.layout.num_values).astype(np.float32)
+        layout = gradient_layout(self.layout) if work.kind is WorkKind.GRADIENT else self.layout.moving
+        values_D: Vector = rng.standard_normal(layout.num_values).astype(np.float32)
         return RAW.encode(values_D, NO_DRAWS)
 
     def header(self, work: Assignment, **changes: Any) -> UpdateHeader:
-        values: dict[str, Any] = {"layout_digest": self.layout.digest}
-        if work.kind is WorkKind.TRAIN:
+        values: dict[str, Any] = {"layout_digest": self.layout.digest, "basis_digest": work.basis_digest or None}
+        if work.kind in (WorkKind.GRADIENT, WorkKind.TRAIN):
             values["num_examples"] = 10 + len(self.name)
         if work.kind is WorkKind.INITIALISE:
             values["layout"] = [[t.group, t.name, list(t.shape), t.dtype] for t in self.layout.tensors]

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64proto/v1/client.proto\x12\x0b\x66\x65\x64proto.v1\"\xbb\x01\n\x0eSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.fedproto.v1.HelloH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.fedproto.v1.HeartbeatH\x00\x12\'\n\x07\x64\x65\x63line\x18\x03 \x01(\x0b\x32\x14.fedproto.v1.DeclineH\x00\x12%\n\x06update\x18\x04 \x01(\x0b\x32\x13.fedproto.v1.UpdateH\x00\x42\x07\n\x05\x65vent\"r\n\x05Hello\x12\x10\n\x08software\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x10\n\x08\x61\x64\x61pters\x18\x04 \x03(\t\x12\x0e\n\x06\x63odecs\x18\x05 \x03(\t\x12\x16\n\x0e\x61ssignment_ids\x18\x06 \x03(\t\"4\n\tHeartbeat\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\x02\"C\n\x07\x44\x65\x63line\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\ttransient\x18\x03 \x01(\x08\"J\n\x06Update\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06header\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\r\n\x05\x66rame\x18\x04 \x01(\x0c\"\xc2\x01\n\x0cSessionReply\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.fedproto.v1.WelcomeH\x00\x12-\n\nassignment\x18\x02 \x01(\x0b\x32\x17.fedproto.v1.AssignmentH\x00\x12%\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x13.fedproto.v1.CancelH\x00\x12*\n\x06upload\x18\x04 \x01(\x0b\x32\x18.fedproto.v1.UploadStateH\x00\x42\x07\n\x05order\"(\n\x07Welcome\x12\x1d\n\x15heartbeat_interval_ms\x18\x01 \x01(\r\"\xfe\x01\n\nAssignment\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0b\n\x03job\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12#\n\x04kind\x18\x05 \x01(\x0e\x32\x15.fedproto.v1.WorkKind\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x15\n\rlayout_digest\x18\x07 \x01(\t\x12\x14\n\x0c\x66rame_digest\x18\x08 \x01(\t\x12\x13\n\x0b\x66rame_bytes\x18\t \x01(\x04\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\n \x01(\x04\x12\r\n\x05\x66rame\x18\x0b \x01(\x0c\x12\x12\n\ncounted_in\x18\x0c \x01(\x04\"/\n\x06\x43\x61ncel\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"B\n\x0f\x44ownloadRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"B\n\rUploadOpening\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"k\n\rUploadRequest\x12-\n\x07opening\x18\x01 \x01(\x0b\x32\x1a.fedproto.v1.UploadOpeningH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.fedproto.v1.ChunkH\x00\x42\x06\n\x04part\"%\n\x10GetUploadRequest\x12\x11\n\tupdate_id\x18\x01 \x01(\t\"S\n\x0bUploadState\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06result\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06number\x18\x04 \x01(\x04*l\n\x08WorkKind\x12\x19\n\x15WORK_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14WORK_KIND_INITIALISE\x10\x01\x12\x13\n\x0fWORK_KIND_TRAIN\x10\x02\x12\x16\n\x12WORK_KIND_EVALUATE\x10\x03\x32\x9e\x02\n\rClientService\x12\x45\n\x07Session\x12\x1b.fedproto.v1.SessionRequest\x1a\x19.fedproto.v1.SessionReply(\x01\x30\x01\x12>\n\x08\x44ownload\x12\x1c.fedproto.v1.DownloadRequest\x1a\x12.fedproto.v1.Chunk0\x01\x12\x44\n\tGetUpload\x12\x1d.fedproto.v1.GetUploadRequest\x1a\x18.fedproto.v1.UploadState\x12@\n\x06Upload\x12\x1a.fedproto.v1.UploadRequest\x1a\x18.fedproto.v1.UploadState(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64proto/v1/client.proto\x12\x0b\x66\x65\x64proto.v1\"\xbb\x01\n\x0eSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.fedproto.v1.HelloH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.fedproto.v1.HeartbeatH\x00\x12\'\n\x07\x64\x65\x63line\x18\x03 \x01(\x0b\x32\x14.fedproto.v1.DeclineH\x00\x12%\n\x06update\x18\x04 \x01(\x0b\x32\x13.fedproto.v1.UpdateH\x00\x42\x07\n\x05\x65vent\"r\n\x05Hello\x12\x10\n\x08software\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x10\n\x08\x61\x64\x61pters\x18\x04 \x03(\t\x12\x0e\n\x06\x63odecs\x18\x05 \x03(\t\x12\x16\n\x0e\x61ssignment_ids\x18\x06 \x03(\t\"4\n\tHeartbeat\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\x02\"C\n\x07\x44\x65\x63line\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\ttransient\x18\x03 \x01(\x08\"J\n\x06Update\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06header\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\r\n\x05\x66rame\x18\x04 \x01(\x0c\"\xc2\x01\n\x0cSessionReply\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.fedproto.v1.WelcomeH\x00\x12-\n\nassignment\x18\x02 \x01(\x0b\x32\x17.fedproto.v1.AssignmentH\x00\x12%\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x13.fedproto.v1.CancelH\x00\x12*\n\x06upload\x18\x04 \x01(\x0b\x32\x18.fedproto.v1.UploadStateH\x00\x42\x07\n\x05order\"(\n\x07Welcome\x12\x1d\n\x15heartbeat_interval_ms\x18\x01 \x01(\r\"\x94\x02\n\nAssignment\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0b\n\x03job\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12#\n\x04kind\x18\x05 \x01(\x0e\x32\x15.fedproto.v1.WorkKind\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x15\n\rlayout_digest\x18\x07 \x01(\t\x12\x14\n\x0c\x66rame_digest\x18\x08 \x01(\t\x12\x13\n\x0b\x66rame_bytes\x18\t \x01(\x04\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\n \x01(\x04\x12\r\n\x05\x66rame\x18\x0b \x01(\x0c\x12\x12\n\ncounted_in\x18\x0c \x01(\x04\x12\x14\n\x0c\x62\x61sis_digest\x18\r \x01(\t\"/\n\x06\x43\x61ncel\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"Q\n\x0f\x44ownloadRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\r\n\x05\x62\x61sis\x18\x04 \x01(\x08\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"B\n\rUploadOpening\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"k\n\rUploadRequest\x12-\n\x07opening\x18\x01 \x01(\x0b\x32\x1a.fedproto.v1.UploadOpeningH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.fedproto.v1.ChunkH\x00\x42\x06\n\x04part\"%\n\x10GetUploadRequest\x12\x11\n\tupdate_id\x18\x01 \x01(\t\"S\n\x0bUploadState\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06result\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06number\x18\x04 \x01(\x04*\x84\x01\n\x08WorkKind\x12\x19\n\x15WORK_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14WORK_KIND_INITIALISE\x10\x01\x12\x13\n\x0fWORK_KIND_TRAIN\x10\x02\x12\x16\n\x12WORK_KIND_EVALUATE\x10\x03\x12\x16\n\x12WORK_KIND_GRADIENT\x10\x04\x32\x9e\x02\n\rClientService\x12\x45\n\x07Session\x12\x1b.fedproto.v1.SessionRequest\x1a\x19.fedproto.v1.SessionReply(\x01\x30\x01\x12>\n\x08\x44ownload\x12\x1c.fedproto.v1.DownloadRequest\x1a\x12.fedproto.v1.Chunk0\x01\x12\x44\n\tGetUpload\x12\x1d.fedproto.v1.GetUploadRequest\x1a\x18.fedproto.v1.UploadState\x12@\n\x06Upload\x12\x1a.fedproto.v1.UploadRequest\x1a\x18.fedproto.v1.UploadState(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedproto.v1.client_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKKIND']._serialized_start=1499
-  _globals['_WORKKIND']._serialized_end=1607
+  _globals['_WORKKIND']._serialized_start=1537
+  _globals['_WORKKIND']._serialized_end=1669
   _globals['_SESSIONREQUEST']._serialized_start=42
   _globals['_SESSIONREQUEST']._serialized_end=229
   _globals['_HELLO']._serialized_start=231
@@ -48,21 +48,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WELCOME']._serialized_start=743
   _globals['_WELCOME']._serialized_end=783
   _globals['_ASSIGNMENT']._serialized_start=786
-  _globals['_ASSIGNMENT']._serialized_end=1040
-  _globals['_CANCEL']._serialized_start=1042
-  _globals['_CANCEL']._serialized_end=1089
-  _globals['_DOWNLOADREQUEST']._serialized_start=1091
-  _globals['_DOWNLOADREQUEST']._serialized_end=1157
-  _globals['_CHUNK']._serialized_start=1159
-  _globals['_CHUNK']._serialized_end=1196
-  _globals['_UPLOADOPENING']._serialized_start=1198
-  _globals['_UPLOADOPENING']._serialized_end=1264
-  _globals['_UPLOADREQUEST']._serialized_start=1266
-  _globals['_UPLOADREQUEST']._serialized_end=1373
-  _globals['_GETUPLOADREQUEST']._serialized_start=1375
-  _globals['_GETUPLOADREQUEST']._serialized_end=1412
-  _globals['_UPLOADSTATE']._serialized_start=1414
-  _globals['_UPLOADSTATE']._serialized_end=1497
-  _globals['_CLIENTSERVICE']._serialized_start=1610
-  _globals['_CLIENTSERVICE']._serialized_end=1896
+  _globals['_ASSIGNMENT']._serialized_end=1062
+  _globals['_CANCEL']._serialized_start=1064
+  _globals['_CANCEL']._serialized_end=1111
+  _globals['_DOWNLOADREQUEST']._serialized_start=1113
+  _globals['_DOWNLOADREQUEST']._serialized_end=1194
+  _globals['_CHUNK']._serialized_start=1196
+  _globals['_CHUNK']._serialized_end=1233
+  _globals['_UPLOADOPENING']._serialized_start=1235
+  _globals['_UPLOADOPENING']._serialized_end=1301
+  _globals['_UPLOADREQUEST']._serialized_start=1303
+  _globals['_UPLOADREQUEST']._serialized_end=1410
+  _globals['_GETUPLOADREQUEST']._serialized_start=1412
+  _globals['_GETUPLOADREQUEST']._serialized_end=1449
+  _globals['_UPLOADSTATE']._serialized_start=1451
+  _globals['_UPLOADSTATE']._serialized_end=1534
+  _globals['_CLIENTSERVICE']._serialized_start=1672
+  _globals['_CLIENTSERVICE']._serialized_end=1958
 # @@protoc_insertion_point(module_scope)

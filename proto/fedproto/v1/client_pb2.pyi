@@ -32,6 +32,8 @@ class _WorkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkKind.Val
     """Evaluate the version, train on local data, send the difference."""
     WORK_KIND_EVALUATE: _WorkKind.ValueType  # 3
     """Evaluate the version only."""
+    WORK_KIND_GRADIENT: _WorkKind.ValueType  # 4
+    """Send the sum of the loss's gradients, by the weights that are adapted: the job starts from what all send."""
 
 class WorkKind(_WorkKind, metaclass=_WorkKindEnumTypeWrapper): ...
 
@@ -42,6 +44,8 @@ WORK_KIND_TRAIN: WorkKind.ValueType  # 2
 """Evaluate the version, train on local data, send the difference."""
 WORK_KIND_EVALUATE: WorkKind.ValueType  # 3
 """Evaluate the version only."""
+WORK_KIND_GRADIENT: WorkKind.ValueType  # 4
+"""Send the sum of the loss's gradients, by the weights that are adapted: the job starts from what all send."""
 Global___WorkKind: _TypeAlias = WorkKind  # noqa: Y015
 
 @_typing.final
@@ -276,6 +280,7 @@ class Assignment(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
     COUNTED_IN_FIELD_NUMBER: _builtins.int
+    BASIS_DIGEST_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     job_id: _builtins.str
     job: _builtins.bytes
@@ -297,6 +302,8 @@ class Assignment(_message.Message):
     """The newest version that holds an update of this client, which was computed from the one before. 0: none that the
     job's error feedback could use.
     """
+    basis_digest: _builtins.str
+    """SHA-256 (hex) of the basis: what the start of the job has set for good. Empty: there is none, or not yet."""
     def __init__(
         self,
         *,
@@ -312,10 +319,11 @@ class Assignment(_message.Message):
         deadline_ms: _builtins.int = ...,
         frame: _builtins.bytes = ...,
         counted_in: _builtins.int = ...,
+        basis_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "counted_in", b"counted_in", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "basis_digest", b"basis_digest", "counted_in", b"counted_in", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -352,19 +360,23 @@ class DownloadRequest(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     version: _builtins.int
     offset: _builtins.int
+    basis: _builtins.bool
+    """the basis that the version has, as raw float32, instead of the frame"""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         version: _builtins.int = ...,
         offset: _builtins.int = ...,
+        basis: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "offset", b"offset", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "job_id", b"job_id", "offset", b"offset", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,7 +33,7 @@ def test_every_linear_layer_gets_a_pair_of_factors_by_default() -> None:
 
 @pytest.mark.parametrize("pattern", ["value", "block.*", "*.value", "v?lue"])
 def test_targets_match_paths_or_their_last_part(pattern: str) -> None:
-    layout = Lora({"targets": [pattern]}).attach(Net(), 1).layout
+    layout = Lora({"rank": 2, "targets": [pattern]}).attach(Net(), 1).layout
     assert {t.name.partition(".lora")[0] for t in layout.tensors} == {"block.value"}
 
 
@@ -43,7 +43,7 @@ def test_targets_that_match_nothing_name_the_layers_there_are() -> None:
 
 
 def test_first_factor_is_uniform_within_kaiming_bound_and_second_is_zero() -> None:
-    model = Lora({"rank": 64}).attach(nn.Sequential(nn.Linear(100, 10)), 5)
+    model = Lora({"rank": 64}).attach(nn.Sequential(nn.Linear(100, 64)), 5)
     factors = model.layout.unflatten(model.read())
     a = factors["adapter", "0.lora_A.weight"]
     assert not factors["adapter", "0.lora_B.weight"].any()
@@ -54,7 +54,7 @@ def test_first_factor_is_uniform_within_kaiming_bound_and_second_is_zero() -> No
 
 def test_layers_and_seeds_draw_from_different_streams() -> None:
     def first_factors(seed: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-        model = Lora({}).attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), seed)
+        model = Lora({"rank": 4}).attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), seed)
         return [v for (_, name), v in model.layout.unflatten(model.read()).items() if "lora_A" in name]
 
     (one, other), (again, _) = first_factors(1), first_factors(2)

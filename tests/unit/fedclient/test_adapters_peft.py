@@ -24,13 +24,13 @@ def export(model: AdaptedModel, params: dict[str, object], folder: Path) -> None
     names = peft_state_names(model.layout)
     tensors = {names[name]: value for (_, name), value in model.layout.unflatten(model.read()).items()}
     save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(peft_config(params, model.layout)))
+    (folder / "adapter_config.json").write_text(json.dumps(peft_config("lora", params, model.layout)))
 
 
 @pytest.mark.parametrize(
     "params",
     [
-        {"rank": 16, "alpha": 128},
+        {"rank": 10, "alpha": 128},
         {},
         {"rank": 3, "alpha": 7.5, "dropout": 0.2, "targets": ["hidden*"]},
     ],
@@ -56,9 +56,9 @@ def test_modules_and_ranks_are_read_from_the_layout() -> None:
 def test_config_of_another_rank_is_refused() -> None:
     layout = Lora({"rank": 4}).attach(load_base(), 1).layout
     with pytest.raises(LayoutError, match="hidden1 has rank 4, the job says 8"):
-        peft_config({"rank": 8}, layout)
+        peft_config("lora", {"rank": 8}, layout)
     with pytest.raises(InvalidInput, match=r"adapter\.rank"):
-        peft_config({"rank": 0}, layout)
+        peft_config("lora", {"rank": 0}, layout)
 
 
 @pytest.mark.parametrize(

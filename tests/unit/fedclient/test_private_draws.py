@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedclient.residuals import MemoryResiduals
-from fedclient.trainer import Evaluation, Trained, Work
+from fedclient.trainer import Evaluation, Gradient, Trained, Work
 from fedclient.updates import UpdateMaker
 from fedcodec import build_pipeline
 from fedcore.jobfile import parse_job
@@ -46,6 +46,15 @@ class Worker:
 
     def forget(self, job_id: str) -> None:
         pass
+
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+        raise AssertionError("no job here starts from gradients")
+
+    def basis_digest(self, work: Work) -> str:
+        return ""
+
+    def set_basis(self, work: Work, basis: Vector) -> None:
+        raise AssertionError("no job here has a basis")
 
 
 def sent(

@@ -23,7 +23,7 @@ from fedclient.residuals import (
     Residuals,
     encoding_error,
 )
-from fedclient.trainer import Evaluation, Stopped, Trained, Work
+from fedclient.trainer import Evaluation, Gradient, Stopped, Trained, Work
 from fedclient.updates import Declined, Update, UpdateMaker
 from fedcodec import build_pipeline
 from fedcore.errors import StorageFailed
@@ -86,6 +86,15 @@ class Worker:
 
     def forget(self, job_id: str) -> None:
         pass
+
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+        raise AssertionError("no job here starts from gradients")
+
+    def basis_digest(self, work: Work) -> str:
+        return ""
+
+    def set_basis(self, work: Work, basis: Vector) -> None:
+        raise AssertionError("no job here has a basis")
 
 
 @dataclass

@@ -21,7 +21,7 @@ from fedclient.backoff import FIRST_S
 from fedclient.pieces import Pieces
 from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
-from fedclient.trainer import Evaluation, Stopped, Trained, Work
+from fedclient.trainer import Evaluation, Gradient, Stopped, Trained, Work
 from fedclient.updates import update_id_of
 from fedcodec import build_pipeline
 from fedcore.errors import FedError, NotFound, Unauthenticated, UnknownPlugin, Unreachable, UpdateResult
@@ -138,6 +138,15 @@ class Worker:
     def forget(self, job_id: str) -> None:
         self.forgotten.append(job_id)
 
+    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+        raise AssertionError("no job here starts from gradients")
+
+    def basis_digest(self, work: Work) -> str:
+        return ""
+
+    def set_basis(self, work: Work, basis: Vector) -> None:
+        raise AssertionError("no job here has a basis")
+
 
 @dataclass
 class ThriftyWorker(Worker):
@@ -237,7 +246,7 @@ class Link:
         self.server.check()
         self.server.events.append(event)
 
-    async def download(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
+    async def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
         self.server.check()
         self.server.offsets.append(offset)
         if version not in self.server.frames:

@@ -48,13 +48,14 @@ class Source:
     """What a transport downloads from.
 
     Attributes:
-        frames: what is sent, by job and version.
+        frames, bases: what is sent, by job and version.
         before_chunk: is told job and offset of each chunk; may wait or raise.
         sent: of which job the chunks were, in their order.
     """
 
     def __init__(self) -> None:
         self.frames: dict[tuple[str, int], bytes] = {}
+        self.bases: dict[tuple[str, int], bytes] = {}
         self.before_chunk: Callable[[str, int], Awaitable[None]] = at_once
         self.sent: list[str] = []
 
@@ -63,11 +64,12 @@ class Source:
         digest = hashlib.sha256(frame).hexdigest()
         return Assignment("0" * 32, job_id, b"", version, WorkKind.TRAIN, 0, "", digest, len(frame), 600.0)
 
-    async def download(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
-        for start in range(offset, len(self.frames[job_id, version]), CHUNK_BYTES):
+    async def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
+        source = self.bases if basis else self.frames
+        for start in range(offset, len(source[job_id, version]), CHUNK_BYTES):
             await self.before_chunk(job_id, start)
             self.sent.append(job_id)
-            yield self.frames[job_id, version][start : start + CHUNK_BYTES]
+            yield source[job_id, version][start : start + CHUNK_BYTES]
 
 
 class Desk:

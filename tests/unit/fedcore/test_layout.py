@@ -147,3 +147,27 @@ def test_flatten_names_the_missing_the_superfluous_and_the_misshapen_tensor() ->
 def test_unflatten_refuses_a_vector_of_another_length(shape: tuple[int, ...]) -> None:
     with pytest.raises(LayoutError, match=r"the layout says \(2,\)"):
         layout_of((2,)).unflatten(np.zeros(shape, dtype=np.float32))
+
+
+def test_what_moves_ends_where_the_basis_begins() -> None:
+    rows = [("adapter", "R", (2, 2)), ("head", "w", (3,)), ("basis", "A", (2, 5)), ("basis", "B", (4, 2))]
+    layout = Layout.of((*row, "float32") for row in rows)
+    assert [tensor.name for tensor in layout.moving.tensors] == ["R", "w"]
+    assert (layout.moving.num_values, layout.num_basis_values, layout.num_values) == (7, 18, 25)
+    assert layout.moving.digest != layout.digest
+    assert layout.moving.moving is layout.moving
+    without = layout_of((2, 3))
+    assert (without.moving, without.num_basis_values) == (without, 0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["basis", "adapter"], "tensor adapter/1 comes after the basis"),
+        (["adapter", "basis", "adapter"], "tensor adapter/2 comes after the basis"),
+        (["basis", "basis"], "all tensors are of the basis: nothing is trained"),
+    ],
+)
+def test_a_basis_that_is_not_the_end_of_the_layout_is_refused(groups: list[str], message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        Layout.of((group, str(number), (1,), "float32") for number, group in enumerate(groups))

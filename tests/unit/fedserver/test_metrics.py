@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from fedcore.errors import AddressInUse, ConfigError, UpdateResult
-from fedserver.metrics import MAX_EVALUATION_FIGURES, PHASES, Metrics
+from fedserver.metrics import DIRECTIONS, KINDS, MAX_EVALUATION_FIGURES, PHASES, Metrics
 from fedserver.metrics_endpoint import serve
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
@@ -72,7 +72,7 @@ def test_exactly_one_phase_is_on() -> None:
 
 
 def test_an_unknown_phase_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'trian' is not one of waiting, initialise, train"):
+    with pytest.raises(ValueError, match=r"'trian' is not one of waiting, initialise, gradient, train"):
         Metrics().phase("digits", "trian")
 
 
@@ -96,7 +96,7 @@ def test_the_counters_of_a_new_job_start_at_zero() -> None:
     assert value(metrics, "roundtable_rounds_total", job="digits", outcome="abandoned") == 0
     results = {result for _, result in series(metrics, "roundtable_updates_total")}
     assert results == {str(result) for result in UpdateResult} - {"unknown-job"}
-    assert len(series(metrics, "roundtable_transferred_bytes_total")) == 6
+    assert len(series(metrics, "roundtable_transferred_bytes_total")) == len(DIRECTIONS) * len(KINDS)
     assert value(metrics, "roundtable_round_phase", job="digits", phase="waiting") == 1
     assert value(metrics, "roundtable_round_seconds_count", job="digits") == 0
 

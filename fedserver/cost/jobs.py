@@ -1,0 +1,62 @@
+"""What a job file says that costs depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedcodec import Pipeline
+from fedcore.adapters import GRADIENT_START, FullParams, LoraParams, LoraSbParams
+from fedcore.jobfile import Job
+from fedcore.params import parse_params
+from fedserver.cost.methods import Method, method_of_adapter
+from fedserver.rounds.plan import make_plan
+
+
+@dataclass(frozen=True)
+class JobCosts:
+    """A job as costs see it.
+
+    Attributes:
+        name: the job's.
+        method: what it runs.
+        rank: None if its adapter has none.
+        targets: patterns of the layers that are adapted; empty if its adapter has none.
+        clients: its cohort.
+        model: what its task calls the model; empty if it does not say.
+        pipelines: up and down.
+    """
+
+    name: str
+    method: Method
+    rank: int | None
+    targets: tuple[str, ...]
+    clients: int
+    model: str
+    pipelines: tuple[Pipeline, Pipeline]
+
+
+def costs_of_job(job: Job, source: str) -> JobCosts:
+    """Return what a job says.
+
+    Raises:
+        InvalidInput: the job cannot be run, or what its adapter sends is not known.
+    """
+    plan = make_plan(job, source)
+    method = method_of_adapter(job.adapter.name)
+    model = job.task.params.get("model")
+    lora: LoraParams | LoraSbParams | None = None
+    if method.whole:
+        parse_params(FullParams, job.adapter.params, "adapter")
+    elif job.adapter.name in GRADIENT_START:
+        lora = parse_params(LoraSbParams, job.adapter.params, "adapter")
+    else:
+        lora = parse_params(LoraParams, job.adapter.params, "adapter")
+    return JobCosts(
+        name=job.job.name,
+        method=method,
+        rank=None if lora is None else lora.rank,
+        targets=() if lora is None else tuple(lora.targets),
+        clients=job.schedule.cohort,
+        model=model if isinstance(model, str) else "",
+        pipelines=(plan.uplink, plan.downlink),
+    )

@@ -1,0 +1,198 @@
+"""The table of methods: what each sends in a round for one adapted m × n matrix, with rank r and K clients.
+
+A tensor's shape is given in the words of `Method`: m, n, r, Kr = K · r, (K-1)r = (K − 1) · r.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from fedcore.errors import InvalidInput
+from fedcore.names import nearest
+
+
+class Sent(NamedTuple):
+    """A tensor that crosses the wire: what it is called, rows × columns."""
+
+    name: str
+    rows: str
+    columns: str
+
+    def num_values(self, m: int, n: int, rank: int, clients: int) -> int:
+        """Return how many values it has."""
+        words = {"m": m, "n": n, "r": rank, "Kr": clients * rank, "(K-1)r": (clients - 1) * rank}
+        return words[self.rows] * words[self.columns]
+
+
+Sends = tuple[Sent, ...]
+
+A: Final = Sent("A", "r", "n")
+B: Final = Sent("B", "m", "r")
+R: Final = Sent("R", "r", "r")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of federated training.
+
+    Attributes:
+        name: what commands call it.
+        source: who found it.
+        up: what a client sends for each matrix, in each of the rounds that follow in turn; nearly always in one.
+        down: what a client gets, in the same rounds.
+        exact: whether the weights that all go on with are the weighted mean of the clients' weights, up to rounding.
+        changes_base: whether the frozen weights change, so that who joins late needs every change so far.
+        adapter: the adapter that a job names for it; empty: this version cannot run it.
+        whole: whether every parameter of the model travels, instead of something for each matrix.
+        setup_up: what a client sends for each matrix once, before the first round.
+        setup_down: what a client gets once.
+    """
+
+    name: str
+    source: str
+    up: tuple[Sends, ...]
+    down: tuple[Sends, ...]
+    exact: bool
+    changes_base: bool = False
+    adapter: str = ""
+    whole: bool = False
+    setup_up: Sends = ()
+    setup_down: Sends = ()
+
+    @property
+    def runs(self) -> bool:
+        """Whether this version can run it."""
+        return bool(self.adapter)
+
+    @property
+    def up_text(self) -> str:
+        """`up` as people read it."""
+        return "every parameter" if self.whole else ", then ".join(map(words, self.up))
+
+    @property
+    def down_text(self) -> str:
+        """`down` as people read it."""
+        return "every parameter" if self.whole else ", then ".join(map(words, self.down))
+
+
+_FACTORS: Final[tuple[Sends, ...]] = ((A, B),)
+
+METHODS: Final = {
+    method.name: method
+    for method in (
+        Method(
+            "full",
+            "McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017",
+            up=((),),
+            down=((),),
+            exact=True,
+            adapter="full",
+            whole=True,
+        ),
+        Method(
+            "fedit",
+            "Zhang et al., Towards Building the Federated GPT: Federated Instruction Tuning, 2023",
+            up=_FACTORS,
+            down=_FACTORS,
+            exact=False,
+            adapter="lora",
+        ),
+        Method(
+            "ffa-lora",
+            "Sun et al., Improving LoRA in Privacy-preserving Federated Learning, 2024",
+            up=((B,),),
+            down=((B,),),
+            exact=True,
+            adapter="ffa-lora",
+        ),
+        Method(
+            "rolora",
+            "Chen et al., Robust Federated Finetuning of Foundation Models via Alternating Minimization of LoRA, 2024",
+            up=((B,), (A,)),
+            down=((B,), (A,)),
+            exact=True,
+        ),
+        Method(
+            "flora",
+            "Wang et al., FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations,"
+            " 2024",
+            up=_FACTORS,
+            down=((Sent("stack of A", "Kr", "n"), Sent("stack of B", "m", "Kr")),),
+            exact=True,
+            changes_base=True,
+        ),
+        Method(
+            "fedex-lora",
+            "Singhal et al., FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation"
+            " Models, 2024",
+            up=_FACTORS,
+            down=((A, B, Sent("residual's right", "(K-1)r", "n"), Sent("residual's left", "m", "(K-1)r")),),
+            exact=True,
+            changes_base=True,
+        ),
+        Method(
+            "flexlora",
+            "Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client"
+            " Resources, 2024",
+            up=_FACTORS,
+            down=_FACTORS,
+            exact=False,
+        ),
+        Method(
+            "hetlora",
+            "Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models, 2024",
+            up=_FACTORS,
+            down=_FACTORS,
+            exact=False,
+        ),
+        Method(
+            "lora-fair",
+            "Bian et al., LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement, 2024",
+            up=_FACTORS,
+            down=_FACTORS,
+            exact=False,
+        ),
+        Method(
+            "fed-sb",
+            "Singhal et al., Fed-SB: A Silver Bullet for Extreme Communication Efficiency and Performance in (Private)"
+            " Federated LoRA Fine-Tuning, 2025",
+            up=((R,),),
+            down=((R,),),
+            exact=True,
+            adapter="lora-sb",
+            setup_up=(Sent("summed gradient", "m", "n"),),
+            setup_down=(A, B, R),
+        ),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """Return the method of that name.
+
+    Raises:
+        InvalidInput: there is none; the text names the known ones.
+    """
+    if name not in METHODS:
+        guess = nearest(name, METHODS)
+        hint = f"did you mean {guess!r}? " if guess else ""
+        raise InvalidInput(f"method {name[:80]!r}: {hint}known: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def method_of_adapter(adapter: str) -> Method:
+    """Return the method that a job with this adapter uses.
+
+    Raises:
+        InvalidInput: what such a job sends is not known here.
+    """
+    known = {method.adapter: method for method in METHODS.values() if method.adapter}
+    if adapter not in known:
+        raise InvalidInput(f"adapter.name: costs are known of {', '.join(known)}, got {adapter!r}")
+    return known[adapter]
+
+
+def words(sends: Sends) -> str:
+    """Return what is sent as people read it: ``"A (r × n), B (m × r)"``."""
+    return ", ".join(f"{sent.name} ({sent.rows} × {sent.columns})" for sent in sends)
