@@ -241,7 +241,7 @@ class UpdateMaker:
             undecided = np.flatnonzero(found.values == 0)
             found.values[undecided] = rng.choice(np.array([-1, 1], dtype=np.float32), undecided.size)
         sizes = gradient_layout(plan.layout).sizes
-        frame = Pieces(*build_pipeline([{"codec": params.gradient_codec}]).parts(found.values, rng, sizes))
+        frame = Pieces(*build_pipeline([params.gradient_codec]).parts(found.values, rng, sizes))
         measured = self._worker.evaluate(work, base_D)
         return self._sign(assignment, plan.layout, frame, num_examples=found.num_examples, evaluation=measured)
 

@@ -63,9 +63,9 @@ class LoraSbParams(Params):
     step: float = Field(default=1e-3, gt=0, le=1, description="Eta: the first step is this times the gradient's sign.")
 
     @property
-    def gradient_codec(self) -> str:
-        """What the clients' gradients are sent through, whatever the job does to its updates."""
-        return "sign" if self.votes else "raw"
+    def gradient_codec(self) -> dict[str, JsonValue]:
+        """The stage that the clients' gradients are sent through, whatever the job does to its updates."""
+        return {"codec": "sign", "scale": 1.0} if self.votes else {"codec": "raw"}
 
 
 class FullParams(Params):

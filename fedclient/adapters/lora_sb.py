@@ -21,7 +21,7 @@ from fedcore.errors import InvalidInput
 class LoraSbLinear(nn.Module):
     """`base(x) + B R A dropout(x)`; R is trained. All three are 0 until the job has started.
 
-    There is no scale: with orthonormal B and A a step of R is the projected step of W (LoRA-SB, theorem 3).
+    There is no scale: with orthonormal B and A a step of R is the projected step of W.
     """
 
     def __init__(self, target: Target, params: LoraSbParams) -> None:

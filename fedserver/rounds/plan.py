@@ -38,7 +38,7 @@ class Plan:
     def codecs(self) -> frozenset[str]:
         """Names of the codecs that a client must have."""
         stages = (*self.job.compression.uplink, *self.job.compression.downlink)
-        first = () if self.start is None else (self.start.params.gradient_codec,)
+        first = () if self.start is None else (str(self.start.params.gradient_codec["codec"]),)
         return frozenset((*(stage.codec for stage in stages), *first))
 
     def open_fold(self, num_values: int) -> Fold:

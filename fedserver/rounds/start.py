@@ -39,7 +39,7 @@ class GradientStart:
     @cached_property
     def uplink(self) -> Pipeline:
         """How clients send their gradients."""
-        return build_pipeline([{"codec": self.params.gradient_codec}])
+        return build_pipeline([self.params.gradient_codec])
 
     def factors(self, layout: Layout, base_D: Vector, frames: Frames) -> tuple[Vector, Vector]:
         """Return the values that are trained from, and the basis, both in the order of the layout.

@@ -82,9 +82,9 @@ class ClientService(pb_grpc.ClientServiceServicer):
             self._federation.leave(seat, reason)
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:
-        offset, job_id = request.offset, check_name(request.job_id, "job")
+        offset = request.offset
         read = self._federation.basis if request.basis else self._federation.frame
-        async for data in read(job_id, request.version, offset):
+        async for data in read(check_name(request.job_id, "job"), request.version, offset):
             check_again()
             reply = pb.Chunk(offset=offset, data=data)
             offset += len(data)

@@ -21,6 +21,7 @@ name = "digits"
 [adapter]
 name = "lora"
 rank = 64
+targets = ["hidden*"]
 alpha = 128
 [training]
 learning_rate = 0.003
@@ -41,7 +42,7 @@ KEYS = {
     "ratio",
     "rounds",
 }
-NUM_VALUES = 64 * (64 + 128 + 128 + 128 + 128 + 10)
+NUM_VALUES = 64 * (64 + 128 + 128 + 128)  # both factors of both hidden layers
 HEADERS = 2000
 """More bytes than an update's header and signature have."""
 

@@ -16,7 +16,7 @@ from fedserver.cost.methods import METHODS
 
 ROOT = Path(__file__).parents[3]
 DIGITS = str(ROOT / "examples" / "digits.toml")
-SHAPES = str(ROOT / "examples" / "digits-shapes.toml")
+SHAPES = str(ROOT / "examples" / "shapes-of-digits.toml")
 
 JOB = """
 [job]

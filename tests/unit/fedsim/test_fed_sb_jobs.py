@@ -149,7 +149,7 @@ def test_with_votes_each_client_sends_one_bit_a_value_and_the_majority_counts(se
     frames = seen.of(WorkKind.GRADIENT)
     assert {len(frame) for frame in frames} == {len(frames[0])}
     assert len(frames[0]) <= gradients.num_values / 8 + 100
-    sign = build_pipeline([{"codec": "sign"}])
+    sign = build_pipeline([{"codec": "sign", "scale": 1.0}])
     votes = np.array([sign.decode(frame, gradients.sizes) for frame in frames])
     assert set(np.unique(votes)) == {-1.0, 1.0}
     found = np.array(list(seen.gradients.values()))

@@ -19,7 +19,7 @@ from fedserver.cost.cost import Cost, cost_of
 from fedserver.cost.methods import METHODS, find_method, method_of_adapter
 from fedserver.cost.shapes import Linear, Model, Shapes, find_model, shapes_of
 
-DIGITS = Path(__file__).parents[4] / "examples" / "digits-shapes.toml"
+DIGITS = Path(__file__).parents[4] / "examples" / "shapes-of-digits.toml"
 Formula = Callable[[int, int, int, int], int]
 
 # Up and down for one m × n matrix, rank r, K clients, as the papers write them. RoLoRA: the rounds that train B.

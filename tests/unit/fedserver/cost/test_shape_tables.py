@@ -25,7 +25,7 @@ from fedclient.tasks.digits.network import make_network
 from fedcore.errors import InvalidInput
 from fedserver.cost.shapes import MODELS, Model, find_model, shapes_of
 
-DIGITS = Path(__file__).parents[4] / "examples" / "digits-shapes.toml"
+DIGITS = Path(__file__).parents[4] / "examples" / "shapes-of-digits.toml"
 
 # As their authors publish them in config.json; what is not named is the class's default.
 CONFIGS: dict[str, tuple[Any, Any]] = {
