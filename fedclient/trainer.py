@@ -225,9 +225,8 @@ class LocalWorker:
 
     def basis_digest(self, work: Work) -> str:
         """Return the SHA-256 (hex) of the basis as it is set; "" if there is none. Raises like `initialise`."""
-        model = self._get(work).model
-        values = model.read_all()[model.layout.moving.num_values :]
-        return hashlib.sha256(values.astype("<f4").data).hexdigest() if values.size else ""
+        basis = self._get(work).model.read_basis()
+        return hashlib.sha256(basis.astype("<f4").data).hexdigest() if basis.size else ""
 
     def set_basis(self, work: Work, basis: Vector) -> None:
         """Set what the start of the job has fixed: the last values of the layout; raises like `initialise`."""

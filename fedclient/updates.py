@@ -274,9 +274,8 @@ class UpdateMaker:
         plan = self._plans.get(assignment.job_id)
         if plan is None or plan.spec != assignment.job:
             job = Job.from_json(assignment.job)
-            layout = self._worker.layout(self._work(assignment, job))
-            compression = job.compression
-            basis = self._worker.basis_digest(self._work(assignment, job))
+            work, compression = self._work(assignment, job), job.compression
+            layout, basis = self._worker.layout(work), self._worker.basis_digest(work)
             pipelines = _pipeline(compression.downlink), _pipeline(compression.uplink)
             plan = _Plan(assignment.job, job, layout, *pipelines, basis)
             if compression.error_feedback is not None and plan.uplink.traits.private_draws:

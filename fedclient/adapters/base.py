@@ -82,8 +82,12 @@ class AdaptedModel:
 
     def read_all(self) -> Vector:
         """Return a copy of the trained parameters and, behind them, of the basis."""
+        return np.concatenate([self.read(), self.read_basis()]) if self.basis else self.read()
+
+    def read_basis(self) -> Vector:
+        """Return a copy of the basis, the values that come last in the layout; empty if there is none."""
         basis = [factor.detach().to("cpu", torch.float32).numpy().ravel() for factor in self.basis.values()]
-        return np.concatenate([self.read(), *basis])
+        return np.concatenate(basis) if basis else np.empty(0, dtype=np.float32)
 
     def write(self, flat_D: Vector) -> None:
         """Set the trained parameters from one vector of D values; a parameter of fewer bits is rounded.
