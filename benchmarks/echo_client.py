@@ -79,6 +79,14 @@ class EchoWorker:
         """Refuse."""
         raise AssertionError("no job here has a basis")
 
+    def change_base(self, work: Work, change: memoryview) -> None:
+        """Refuse."""
+        raise AssertionError("no job here changes its base")
+
+    def restore_base(self, work: Work) -> None:
+        """Refuse."""
+        raise AssertionError("no job here changes its base")
+
 
 def constant_of(client: str) -> float:
     """Return what a client sends: small enough that a version stays within `max_abs` for thousands of rounds."""

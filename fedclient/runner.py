@@ -24,7 +24,8 @@ from fedclient.residuals import Residuals
 from fedclient.trainer import Stopped
 from fedclient.transfer import Frames, deliver
 from fedclient.transport.base import Session, Transport
-from fedclient.updates import Declined, UpdateMaker, Worker
+from fedclient.updates import Declined, UpdateMaker
+from fedclient.worker import Worker
 from fedcore.clock import Clock
 from fedcore.errors import FedError, Unauthenticated, Unreachable, UpdateResult
 from fedcore.messages import Assignment, Cancel, Decline, Heartbeat, Hello, UploadState, WorkKind
@@ -209,16 +210,25 @@ class ClientRunner:
         if assignment.kind is WorkKind.INITIALISE:
             update = await self._compute(entry, partial(self._maker.initialise, assignment))
         else:
-            frame = self._frames.at_hand(assignment)
-            if frame is None:
-                limit = await self._compute(entry, partial(self._maker.max_frame_bytes, assignment))
-                frame = await self._frames.download(assignment, limit, retry)
+            frame = await self._frame(entry, retry)
             if num_bytes := await self._compute(entry, partial(self._maker.basis_bytes, assignment)):
                 basis = await self._frames.basis(assignment, num_bytes, retry)
                 await self._compute(entry, partial(self._maker.set_basis, assignment, basis))
+            missing, max_bytes = await self._compute(entry, partial(self._maker.missing_changes, assignment))
+            for version in missing:
+                change = await self._frames.change(assignment, version, max_bytes, retry)
+                await self._compute(entry, partial(self._maker.change_base, assignment, version, change))
             make = partial(self._maker.update, assignment, frame, entry.set_progress, entry.stop)
             update = await self._compute(entry, make)
         return await deliver(self._transport, update, retry)
+
+    async def _frame(self, entry: Entry, retry: Retry) -> memoryview:
+        assignment = entry.assignment
+        if (frame := self._frames.at_hand(assignment)) is not None:
+            return frame
+        limit = await self._compute(entry, partial(self._maker.max_frame_bytes, assignment))
+        known = await self._compute(entry, partial(self._maker.known_frame, assignment))
+        return await self._frames.download(assignment, limit, retry) if known is None else known
 
     async def _compute(self, entry: Entry, function: Callable[[], _T]) -> _T:
         """Run `function` on the worker's thread; when cancelled, tell it to stop and wait until it has."""

@@ -11,18 +11,20 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedclient.adapters import ADAPTERS
 from fedclient.tasks import TASKS
+from fedcore.changes import read_change
 from fedcore.errors import FedError, InvalidInput
 from fedcore.jobfile import Job
 from fedcore.layout import Layout, Vector
 from fedcore.registry import Registry
 from fedcore.rng import derive_seed
+from fedcore.sending import Sending
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +83,7 @@ class Trained:
     """What local training gives.
 
     Attributes:
-        delta_D: trained values minus the version they started from.
+        delta_D: trained values minus the version they started from, of what is sent (`fedcore.sending`).
         num_examples: how many examples were trained on.
         metrics: of training, such as ``train_loss``.
         evaluation: of the version that training started from; None if the client holds nothing out.
@@ -98,6 +100,8 @@ class _Built:
     task: Task
     data: LocalData
     model: AdaptedModel
+    sending: Sending
+    basis_digest: str
 
 
 class LocalWorker:
@@ -188,13 +192,15 @@ class LocalWorker:
             raise Stopped(f"stopped before version {work.version} of job {work.job_id}")
         evaluation = self._evaluate(work, built, base_D)
         built.model.write(base_D)
+        sent = built.sending.layout(built.model.layout, work.client, work.version)
+        built.model.train_only(sent)
         # What the model really starts from: a base that the model's own type had to round is not part of the
         # delta.
-        start_D = built.model.read()
+        start_D = built.model.read(sent)
         generator = torch.Generator().manual_seed(derive_seed(work.seed, "batches"))
         with self._seeded(derive_seed(work.seed, "global")):
             metrics = built.task.train(built.model, built.data.train, TrainingRun(work.job.training, generator, tick))
-        delta_D = built.model.read() - start_D
+        delta_D = built.model.read(sent) - start_D
         return Trained(delta_D, len(built.data.train), metrics, evaluation if evaluation.num_examples else None)
 
     def evaluate(self, work: Work, base_D: Vector) -> Evaluation:
@@ -224,13 +230,32 @@ class LocalWorker:
         return Gradient(values, num_examples)
 
     def basis_digest(self, work: Work) -> str:
-        """Return the SHA-256 (hex) of the basis as it is set; "" if there is none. Raises like `initialise`."""
-        basis = self._get(work).model.read_basis()
-        return hashlib.sha256(basis.astype("<f4").data).hexdigest() if basis.size else ""
+        """Return the SHA-256 (hex) of the basis that is set; "" if there is none. Raises like `initialise`."""
+        return self._get(work).basis_digest
 
     def set_basis(self, work: Work, basis: Vector) -> None:
         """Set what the start of the job has fixed: the last values of the layout; raises like `initialise`."""
-        self._get(work).model.write_basis(basis)
+        built = self._get(work)
+        built.model.write_basis(basis)
+        self._built[work.job_id] = replace(built, basis_digest=_digest(basis))
+
+    def change_base(self, work: Work, change: memoryview) -> None:
+        """Change the frozen matrices, as `fedcore.changes` says.
+
+        Raises:
+            FrameError: `change` is malformed; what came before the damage is done.
+            InvalidInput: as for `initialise`, or a layer of the adapter cannot change.
+        """
+        model = self._get(work).model
+        for module, b_mr, a_rn in read_change(change, model.layout):
+            model.change_base(module, b_mr, a_rn)
+
+    def restore_base(self, work: Work) -> None:
+        """Make the frozen matrices what they were in the beginning, by building the model anew."""
+        built = self._get(work)
+        model = self._build_model(work, built.task)
+        model.narrow(built.sending.narrowed(model.layout, work.client))
+        self._built[work.job_id] = replace(built, model=model)
 
     def describe(self, work: Work) -> str:
         """Return the task's Markdown for the model card; raises like `initialise`."""
@@ -244,8 +269,11 @@ class LocalWorker:
         built = self._built.get(work.job_id)
         if built is None:
             task = self._make_task(work)
-            data = self._load(work, task)
-            built = self._built[work.job_id] = _Built(task, data, self._build_model(work, task))
+            data, sending = self._load(work, task), Sending.of(work.job.adapter)
+            model = self._build_model(work, task)
+            basis_digest = _digest(model.read_basis())
+            model.narrow(sending.narrowed(model.layout, work.client))
+            built = self._built[work.job_id] = _Built(task, data, model, sending, basis_digest)
         return built
 
     def _make_task(self, work: Work) -> Task:
@@ -287,6 +315,10 @@ class LocalWorker:
             if devices:
                 torch.cuda.manual_seed_all(seed)
             yield
+
+
+def _digest(basis: Vector) -> str:
+    return hashlib.sha256(basis.astype("<f4").data).hexdigest() if basis.size else ""
 
 
 def _ticking(

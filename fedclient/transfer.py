@@ -10,7 +10,7 @@ from fedclient.backoff import Retry
 from fedclient.transport.base import Transport
 from fedclient.updates import MAX_JOBS, Declined, Update
 from fedcore.errors import Unreachable, UpdateRejected
-from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES, Assignment, UploadState
+from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES, Assignment, Piece, UploadState
 
 
 class Frames:
@@ -75,8 +75,27 @@ class Frames:
             Declined, NotFound, Unreachable: as for `download`.
         """
         basis = memoryview(bytearray(num_bytes))
-        await self._fill(basis, assignment, retry, basis=True)
+        await self._fill(basis, assignment, retry, Piece.BASIS)
         return basis
+
+    async def change(self, assignment: Assignment, version: int, max_bytes: int, retry: Retry) -> memoryview:
+        """Return what `version` changes of the frozen matrices, of which the digest is still to be checked; not kept.
+
+        Raises:
+            Declined: it is longer than `max_bytes`.
+            NotFound, Unreachable: as for `download`.
+        """
+        change = bytearray()
+        while True:
+            try:
+                async for chunk in self._transport.download(assignment.job_id, version, len(change), Piece.CHANGE):
+                    if len(change) + len(chunk) > max_bytes:
+                        raise Declined(f"the change of version {version} has more than {max_bytes} bytes")
+                    change += chunk
+                    retry.progressed()
+                return memoryview(change)
+            except Unreachable as error:
+                await retry.wait(error)
 
     async def _fetch(self, frame: memoryview, assignment: Assignment, retry: Retry) -> None:
         found = await self._fill(frame, assignment, retry)
@@ -85,17 +104,16 @@ class Frames:
             found = await self._fill(frame, assignment, retry)
         _check_digest(found, assignment)
 
-    async def _fill(self, frame: memoryview, assignment: Assignment, retry: Retry, *, basis: bool = False) -> str:
+    async def _fill(self, frame: memoryview, assignment: Assignment, retry: Retry, piece: Piece = Piece.FRAME) -> str:
         """Download into `frame` and return the digest of what came."""
         digest = hashlib.sha256()
         offset = 0
         while offset < len(frame):
-            chunks = self._transport.download(assignment.job_id, assignment.version, offset, basis=basis)
+            chunks = self._transport.download(assignment.job_id, assignment.version, offset, piece)
             try:
                 async for chunk in chunks:
                     if offset + len(chunk) > len(frame):
-                        what = "basis" if basis else "frame"
-                        raise Declined(f"the {what} goes on after the {len(frame)} bytes that it should have")
+                        raise Declined(f"the {piece} goes on after the {len(frame)} bytes that it should have")
                     frame[offset : offset + len(chunk)] = chunk
                     digest.update(chunk)
                     offset += len(chunk)

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,9 +22,11 @@ from pydantic import ValidationError
 
 from fedclient.pieces import Pieces
 from fedclient.residuals import Residuals, corrected, encoding_error
-from fedclient.trainer import Evaluation, Gradient, Stopped, Trained, Work
+from fedclient.trainer import Evaluation, Stopped, Work
+from fedclient.worker import Worker
 from fedcodec import Pipeline, build_pipeline
 from fedcore.adapters import LoraSbParams, gradient_layout
+from fedcore.changes import begin_again, max_change_bytes, next_revision
 from fedcore.draws import Draws, PrivateDraws
 from fedcore.errors import FedError, StorageFailed
 from fedcore.identity import sign
@@ -33,8 +35,11 @@ from fedcore.layout import Layout, Vector
 from fedcore.messages import SIGNATURE_CONTEXT, Assignment, UpdateHeader, WorkKind
 from fedcore.params import parse_params
 from fedcore.rng import stream
+from fedcore.sending import Sending
 
 RAW: Final = build_pipeline([{"codec": "raw"}])
+BEGINS_ANEW: Final = "flora"
+"""The rule whose versions have new factors, drawn from the job's seed."""
 MAX_JOBS: Final = 4
 """Jobs whose models, data and newest frames stay in memory. Nobody tells a client that a job is over."""
 
@@ -45,49 +50,6 @@ class Declined(FedError):
     """The client will not or cannot do the work; the text goes to the operator."""
 
     code = "declined"
-
-
-class Worker(Protocol):
-    """What computes; `fedclient.trainer.LocalWorker` says what each method promises."""
-
-    def initialise(self, work: Work) -> tuple[Layout, Vector]:
-        """Return layout and values of version 0."""
-        ...
-
-    def layout(self, work: Work) -> Layout:
-        """Return the job's layout."""
-        ...
-
-    def train(
-        self,
-        work: Work,
-        base_D: Vector,
-        *,
-        progress: Callable[[float], None] | None = None,
-        stop: threading.Event | None = None,
-    ) -> Trained:
-        """Train from `base_D`, which is the caller's again after the call, as is what is returned after the next."""
-        ...
-
-    def evaluate(self, work: Work, base_D: Vector) -> Evaluation:
-        """Measure `base_D`."""
-        ...
-
-    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
-        """Return the loss's gradient at `base_D`, summed over some training examples."""
-        ...
-
-    def basis_digest(self, work: Work) -> str:
-        """Return the SHA-256 (hex) of the basis that is set; "" if the job has none."""
-        ...
-
-    def set_basis(self, work: Work, basis: Vector) -> None:
-        """Set what the start of the job has fixed."""
-        ...
-
-    def forget(self, job_id: str) -> None:
-        """Drop what is kept for a job."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -102,14 +64,20 @@ class Update:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What stays the same over all assignments of a job; `spec` is the job as it came."""
+    """What is known of a job; `spec` is the job as it came.
+
+    `revision` is that of the frozen matrices here, after the changes up to version `changed_to`.
+    """
 
     spec: bytes
     job: Job
     layout: Layout
+    sending: Sending
     downlink: Pipeline
     uplink: Pipeline
     basis_digest: str
+    revision: str = ""
+    changed_to: int = 0
 
 
 class Encoded(NamedTuple):
@@ -164,6 +132,23 @@ class UpdateMaker:
             plan = self._plan(assignment)
             return plan.downlink.max_frame_bytes(plan.layout.moving.sizes)
 
+    def known_frame(self, assignment: Assignment) -> memoryview | None:
+        """Return the version's frame where a client can make it itself: all factors of `flora` begin anew.
+
+        Raises:
+            Declined: as for `max_frame_bytes`.
+        """
+        with _declining():
+            plan = self._plan(assignment)
+            if plan.job.aggregator.rule != BEGINS_ANEW or not assignment.version:
+                return None
+            values_D = begin_again(plan.layout, plan.job.job.seed, assignment.version - 1)
+            if values_D is None:
+                return None
+            rng = stream(plan.job.job.seed, "downlink", assignment.version)
+            frame = b"".join(plan.downlink.parts(values_D, rng, plan.layout.moving.sizes))
+            return memoryview(frame) if hashlib.sha256(frame).hexdigest() == assignment.frame_digest else None
+
     def basis_bytes(self, assignment: Assignment) -> int:
         """Return how long a basis is that has to be downloaded first; 0: there is none, or it is here.
 
@@ -188,6 +173,46 @@ class UpdateMaker:
             self._worker.set_basis(self._work(assignment, plan.job), np.frombuffer(basis, dtype="<f4"))
             self._plans[assignment.job_id] = replace(plan, basis_digest=found)
 
+    def missing_changes(self, assignment: Assignment) -> tuple[range, int]:
+        """Return the versions whose changes of the frozen matrices are not made here yet, and what one has at most.
+
+        Raises:
+            Declined: as for `max_frame_bytes`.
+        """
+        with _declining():
+            plan = self._plan(assignment)
+            if assignment.base_revision == plan.revision:
+                return range(0), 0
+            max_bytes = max_change_bytes(plan.layout)
+            if not assignment.changed_since <= plan.changed_to < assignment.version:
+                # Other changes than those that this client has made: from the beginning.
+                self._worker.restore_base(self._work(assignment, plan.job))
+                plan = self._plans[assignment.job_id] = replace(plan, revision="", changed_to=0)
+            first = plan.changed_to + 1 if plan.revision else max(1, assignment.changed_since)
+            return range(first, assignment.version + 1 if assignment.base_revision else 1), max_bytes
+
+    def change_base(self, assignment: Assignment, version: int, change: memoryview) -> None:
+        """Make one of the `missing_changes`; they are made in order.
+
+        Raises:
+            Declined: as for `max_frame_bytes`, or it is malformed, or with the last one the frozen matrices are not
+                what was announced; then they are what they were in the beginning.
+        """
+        with _declining():
+            plan = self._plan(assignment)
+            work = self._work(assignment, plan.job)
+            revision = next_revision(plan.revision, hashlib.sha256(change).hexdigest())
+            try:
+                if version == assignment.version and revision != assignment.base_revision:
+                    text = f"have revision {revision}, {assignment.base_revision} was announced"
+                    raise Declined(f"the frozen matrices {text}")
+                self._worker.change_base(work, change)
+            except FedError:
+                self._worker.restore_base(work)
+                self._plans[assignment.job_id] = replace(plan, revision="", changed_to=0)
+                raise
+            self._plans[assignment.job_id] = replace(plan, revision=revision, changed_to=version)
+
     def update(
         self,
         assignment: Assignment,
@@ -207,6 +232,8 @@ class UpdateMaker:
             work = self._work(assignment, plan.job)
             if not self._has_basis(assignment, plan):
                 raise Declined(f"the basis {assignment.basis_digest} is not here")
+            if assignment.base_revision != plan.revision:
+                raise Declined(f"the frozen matrices of revision {assignment.base_revision} are not here")
             base_D = plan.downlink.decode(frame, plan.layout.moving.sizes)
             if assignment.kind is WorkKind.GRADIENT:
                 return self._gradient(assignment, plan, work, base_D, stop)
@@ -247,7 +274,8 @@ class UpdateMaker:
 
     def _encode(self, assignment: Assignment, plan: _Plan, delta_D: Vector) -> Encoded:
         """Encode what training gave, and for a job with error feedback keep what that leaves out."""
-        uplink, sizes, feedback = plan.uplink, plan.layout.moving.sizes, plan.job.compression.error_feedback
+        uplink, feedback = plan.uplink, plan.job.compression.error_feedback
+        sizes = plan.sending.layout(plan.layout, self._client, assignment.version).sizes
         rng = self._draws(assignment, uplink, delta_D)
         if uplink.traits.lossless or uplink.traits.private_draws:  # the error would tell of what was drawn
             return Encoded(Pieces(*uplink.parts(delta_D, rng, sizes)), None)
@@ -277,7 +305,7 @@ class UpdateMaker:
             work, compression = self._work(assignment, job), job.compression
             layout, basis = self._worker.layout(work), self._worker.basis_digest(work)
             pipelines = _pipeline(compression.downlink), _pipeline(compression.uplink)
-            plan = _Plan(assignment.job, job, layout, *pipelines, basis)
+            plan = _Plan(assignment.job, job, layout, Sending.of(job.adapter), *pipelines, basis)
             if compression.error_feedback is not None and plan.uplink.traits.private_draws:
                 raise Declined("error feedback would take back what the uplink hides by its draws")
             self._plans[assignment.job_id] = plan
@@ -318,6 +346,7 @@ class UpdateMaker:
             "kind": assignment.kind,
             "layout_digest": layout.digest,
             "basis_digest": assignment.basis_digest or None,
+            "base_revision": assignment.base_revision or None,
             "frame_bytes": len(frame),
             "frame_digest": frame.sha256(),
             "num_examples": num_examples,

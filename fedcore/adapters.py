@@ -41,6 +41,9 @@ class LoraParams(Params):
         max_length=256,
         description="Shell patterns for module paths or their last part.",
     )
+    ranks: dict[str, int] = Field(
+        default={}, max_length=256, description="Lower ranks of some clients, by shell pattern of their names."
+    )
 
 
 class LoraSbParams(Params):
@@ -58,6 +61,9 @@ class LoraSbParams(Params):
         max_length=256,
         description="Shell patterns for module paths or their last part.",
     )
+    ranks: dict[str, int] = Field(
+        default={}, max_length=256, description="Lower ranks of some clients, by shell pattern of their names."
+    )
     samples: int = Field(default=64, ge=1, le=1_000_000, description="Examples of each client's first gradient.")
     votes: bool = Field(default=False, description="Send the gradient's signs alone, one bit each, as votes.")
     step: float = Field(default=1e-3, gt=0, le=1, description="Eta: the first step is this times the gradient's sign.")
@@ -74,7 +80,15 @@ class FullParams(Params):
 
 GRADIENT_START: Final = frozenset({"lora-sb"})
 """Adapters that start from the clients' gradients."""
-PEFT_ADAPTERS: Final = frozenset({"lora", "ffa-lora", "lora-sb"})
+ALTERNATING: Final = frozenset({"rolora"})
+"""Adapters that train B from even versions, and A from odd ones."""
+LORA_PARAMS: Final[Mapping[str, type[LoraParams | LoraSbParams]]] = {
+    "lora": LoraParams,
+    "ffa-lora": LoraParams,
+    "lora-sb": LoraSbParams,
+    "rolora": LoraParams,
+}
+PEFT_ADAPTERS: Final = frozenset(LORA_PARAMS)
 """Adapters that are exported for the `peft` package."""
 
 

@@ -56,6 +56,7 @@ class JobSection(_Section):
     rounds: int = Field(ge=1, le=1_000_000, description="How many versions to compute after version 0.")
     seed: int = Field(default=0, ge=0, lt=2**53, description="Every random choice of the job follows from it.")
     description: str = Field(default="", max_length=2000, description="Goes into the model card.")
+    method: Name | None = Field(default=None, description="A known pair of adapter and rule, instead of their names.")
 
 
 class TaskSection(_Plugin):
@@ -251,11 +252,20 @@ def load_job(path: Path) -> Job:
         tree = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # ValueError: bad TOML or UTF-8, and integers of over 4300 digits
         raise JobFileError(source, [f"not TOML: {error}"]) from error
-    section = tree.get("compression")
-    if isinstance(section, dict) and "preset" in section and len(section) > 1:
-        others = ", ".join(sorted(section.keys() - {"preset"}))
-        raise JobFileError(source, [f"compression: preset stands for the whole section, so it goes without {others}"])
+    _check_shorthands(tree, source)
     return parse_job(tree, source)
+
+
+def _check_shorthands(tree: dict[str, Any], source: str) -> None:
+    """Refuse a key beside the word that stands for it: in a file one sees whether it was written."""
+    job, compression = tree.get("job"), tree.get("compression")
+    if isinstance(compression, dict) and "preset" in compression and len(compression) > 1:
+        others = ", ".join(sorted(compression.keys() - {"preset"}))
+        raise JobFileError(source, [f"compression: preset stands for the whole section, so it goes without {others}"])
+    if isinstance(job, dict) and "method" in job:
+        for where, key in (("adapter", "name"), ("aggregator", "rule")):
+            if isinstance(section := tree.get(where), dict) and key in section:
+                raise JobFileError(source, [f"job.method: stands for {where}.{key} too, so it goes without it"])
 
 
 def parse_job(tree: Any, source: str) -> Job:

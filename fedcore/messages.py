@@ -85,6 +85,14 @@ class SmallUpdate:
     frame: bytes
 
 
+class Piece(StrEnum):
+    """Which bytes of a version a client downloads."""
+
+    FRAME = "frame"
+    BASIS = "basis"
+    CHANGE = "change"
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Work for one client.
@@ -101,6 +109,10 @@ class Assignment:
             float32; empty if there is nothing of that kind, or not yet. A client downloads it once.
         counted_in: the newest version that holds an update of this client, which was computed from the one before; 0:
             none, or the job has no error feedback or forgets one of that age.
+        base_revision: of the frozen matrices that the work is to be done with (`fedcore.changes`); empty: as they were
+            in the beginning.
+        changed_since: the version whose change of them is the first that a client needs which has none; 0: there is
+            none. Each version from then on has one.
     """
 
     assignment_id: str
@@ -116,6 +128,8 @@ class Assignment:
     frame: bytes = b""
     counted_in: int = 0
     basis_digest: str = ""
+    base_revision: str = ""
+    changed_since: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,6 +180,8 @@ class UpdateHeader(BaseModel):
             or nobody's business. The canonical form then lacks the key.
         basis_digest: of the basis that this was computed with; None for a job without. The canonical form then lacks
             the key.
+        base_revision: of the frozen matrices that this was computed with; None: as they were in the beginning. The
+            canonical form then lacks the key.
         layout: rows of the layout, only for `WorkKind.INITIALISE`.
     """
 
@@ -186,6 +202,7 @@ class UpdateHeader(BaseModel):
     evaluation: Metrics = Field(default_factory=dict)
     encoding_error: Annotated[float, Field(ge=0, le=MAX_METRIC)] | None = None
     basis_digest: Digest | None = None
+    base_revision: Digest | None = None
     layout: list[Any] | None = None  # of Any, for checking each value as `JsonValue` takes seconds for a long header
 
     @field_validator("kind", mode="before")
@@ -202,7 +219,7 @@ class UpdateHeader(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Return the canonical form: JSON with sorted keys, no spaces, ASCII."""
-        absent = {name for name in ("basis_digest", "encoding_error") if getattr(self, name) is None}
+        absent = {name for name in ("base_revision", "basis_digest", "encoding_error") if getattr(self, name) is None}
         tree = self.model_dump(mode="json", exclude=absent)
         return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode("ascii")
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from fedcore.errors import FedError, InvalidInput, NotFound, Refused, StateUnusable, Unreachable
 from fedcore.jobfile import Job
-from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, SmallUpdate
+from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, Piece, SmallUpdate
 from fedserver.rounds.attempt import split_spool_key
 from fedserver.rounds.engine import JobEngine
 from fedserver.rounds.fleet import Fleet, Seat
@@ -168,16 +168,21 @@ class Federation:
                 self.services.journal.stop(error)
             raise
 
-    async def basis(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
-        """Yield what the start of the job has set for good, from byte `offset` to its end, in chunks.
+    async def piece(self, job_id: str, version: int, piece: Piece, offset: int) -> AsyncIterator[bytes]:
+        """Yield a version's frame, basis or change of the frozen matrices, from byte `offset` to its end, in chunks.
 
         Raises:
-            NotFound: no such job or version, or it has no basis.
+            NotFound: no such job or version, or it has no such thing.
             InvalidInput, StateUnusable: as for `frame`.
         """
-        digest = self.version(job_id, version).basis_blob
+        if piece is Piece.FRAME:
+            async for chunk in self.frame(job_id, version, offset):
+                yield chunk
+            return
+        found = self.version(job_id, version)
+        digest = found.basis_blob if piece is Piece.BASIS else found.change_blob
         if digest is None:
-            raise NotFound(f"version {version} of job {job_id!r} has no basis")
+            raise NotFound(f"version {version} of job {job_id!r} has no {piece}")
         async for chunk in self._chunks(digest, offset):
             yield chunk
             self._sent(job_id, len(chunk))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fedclient.pieces import Pieces
 from fedcore.errors import UpdateRejected
-from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, UploadState
+from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, Piece, UploadState
 from fedserver.federation import HEARTBEAT_INTERVAL_S, Federation
 from fedserver.rounds.fleet import Seat
 from fedserver.rounds.intake import Announced
@@ -50,10 +50,11 @@ class InProcessTransport:
         finally:
             self._server.leave(seat)
 
-    async def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
+    async def download(
+        self, job_id: str, version: int, offset: int, piece: Piece = Piece.FRAME
+    ) -> AsyncIterator[bytes]:
         """See `Transport.download`."""
-        read = self._server.basis if basis else self._server.frame
-        async for chunk in read(job_id, version, offset):
+        async for chunk in self._server.piece(job_id, version, piece, offset):
             yield chunk
 
     async def upload_state(self, update_id: str) -> UploadState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fedagg.base import Capacity, Fold, Rule, RuleTraits
+from fedagg.base import Capacity, FactorRule, Fold, FoldRule, Merged, Rule, RuleTraits
 from fedagg.optimizers.base import ServerOptimizer
 from fedagg.table import OPTIMIZERS, RULES, build_optimizer, build_rule
 
@@ -12,7 +12,10 @@ __all__: Final = [
     "OPTIMIZERS",
     "RULES",
     "Capacity",
+    "FactorRule",
     "Fold",
+    "FoldRule",
+    "Merged",
     "Rule",
     "RuleTraits",
     "ServerOptimizer",

@@ -1,20 +1,21 @@
 """The contract of an aggregation rule: updates in, one step out, in memory that does not grow with their number.
 
-A rule has one of three shapes (README.md). `Rule` is the contract of the first, the fold; coordinate-wise
-and Gram rules read spooled updates and will have protocols of their own in this file.
+A rule has one of the shapes of README.md. `Rule` is what all have in common; `FoldRule` adds updates up as they come,
+`FactorRule` puts the low-rank factors of all clients together, one adapted matrix after the other.
 
 Shape legend: D values in the flat vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, Protocol, Self
+from typing import ClassVar, Final, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from pydantic import JsonValue
 
+from fedagg.lowrank.factors import Factors
 from fedcore.errors import InvalidInput
 from fedcore.layout import Vector
 from fedcore.part import Part
@@ -74,13 +75,13 @@ class RuleTraits:
     """What a rule is, for the check of a whole job before it starts.
 
     Attributes:
-        shape: how it reads updates: folded on arrival, by coordinate, or through their inner products.
+        shape: how it reads updates: folded on arrival, or matrix by matrix as low-rank factors when all are there.
         streams: an update is done with once it was given; nothing of it has to be kept for the rule.
         exact: the same updates give the same bits in any order and any grouping.
         needs_all: nothing can be computed before the last update is there.
     """
 
-    shape: Literal["fold", "coordinate", "gram"]
+    shape: Literal["fold", "factors"]
     streams: bool
     exact: bool
     needs_all: bool
@@ -160,10 +161,57 @@ class Rule(Protocol):
         """Return every parameter; `configure` takes them back."""
         ...
 
+
+@runtime_checkable
+class FoldRule(Rule, Protocol):
+    """A rule whose updates are done with once they were given."""
+
     def open(self, num_values: int, capacity: Capacity) -> Fold:
         """Return an empty fold of D = `num_values` values.
 
         Raises:
             ValueError: `num_values` is below 1.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """What a `FactorRule` makes of one adapted matrix.
+
+    Attributes:
+        factors: what all clients go on from, of the same rank, shape and scale as before.
+        change: what every client adds to the frozen matrix, with scale 1; None: nothing.
+    """
+
+    factors: Factors
+    change: Factors | None = None
+
+
+@runtime_checkable
+class FactorRule(Rule, Protocol):
+    """A rule over the factors B and A of each adapted matrix, which need not have the same rank at all clients.
+
+    Attributes:
+        changes_base: whether the frozen matrices change, so that who joins late needs every change so far.
+        unequal_ranks: whether clients may have different ranks.
+    """
+
+    changes_base: ClassVar[bool]
+    unequal_ranks: ClassVar[bool]
+
+    def merge(
+        self, base: Factors, clients: Sequence[Factors], weights: Sequence[int], fresh: np.random.Generator
+    ) -> Merged:
+        """Return what one matrix becomes.
+
+        Args:
+            base: the factors that clients trained from, or of which they had the leading ranks.
+            clients: what they made of them, at least one.
+            weights: one for each, above 0.
+            fresh: the source of what is drawn; the same for the same job, version and matrix.
+
+        Raises:
+            InvalidInput: a result is not finite, or clients do not fit together.
         """
         ...

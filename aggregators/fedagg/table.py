@@ -15,6 +15,11 @@ RULES: Final[Registry[type[Rule]]] = Registry(
     kind="aggregation rule",
     group="roundtable.aggregators",
     builtins={
+        "fedex-lora": "fedagg.lowrank.rules:FedEx",
+        "flexlora": "fedagg.lowrank.rules:FlexLora",
+        "flora": "fedagg.lowrank.rules:Flora",
+        "hetlora": "fedagg.lowrank.rules:HetLora",
+        "lora-fair": "fedagg.lowrank.rules:LoraFair",
         "weighted-mean": "fedagg.weighted_mean:WeightedMean",
     },
 )

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from fedagg.base import BLOCK_VALUES, Capacity, Fold, RuleTraits, ceil_log2
 from fedcore.layout import Vector
@@ -41,10 +42,14 @@ def scale_bits(capacity: Capacity) -> int:
 
 
 class WeightedMean(Plugin):
-    """Σ wᵢ xᵢ / Σ wᵢ."""
+    """Σ wᵢ xᵢ / Σ wᵢ, where x is 0 for what a client of a lower rank than others has not trained."""
 
     name: ClassVar[str] = "weighted-mean"
     traits: ClassVar[RuleTraits] = RuleTraits(shape="fold", streams=True, exact=True, needs_all=False)
+
+    over: Literal["all", "contributors"] = Field(
+        default="all", description="Whose weights divide what clients of a lower rank have not trained."
+    )
 
     def open(self, num_values: int, capacity: Capacity) -> Fold:
         """See `Rule.open`. The fold takes 8 bytes a value and two small buffers."""

@@ -20,5 +20,6 @@ ADAPTERS: Registry[type[Adapter]] = Registry(
         "ffa-lora": "fedclient.adapters.lora:FfaLora",
         "lora": "fedclient.adapters.lora:Lora",
         "lora-sb": "fedclient.adapters.lora_sb:LoraSb",
+        "rolora": "fedclient.adapters.lora:RoLora",
     },
 )

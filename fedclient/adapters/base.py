@@ -8,18 +8,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedclient.adapters.targets import Target
-from fedcore.errors import LayoutError
+from fedcore.errors import InvalidInput, LayoutError
 from fedcore.layout import BASIS_GROUP, Layout, Vector
 from fedcore.params import Params, parse_params
 
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+@runtime_checkable
+class Changeable(Protocol):
+    """A layer whose frozen matrix may change."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+
+    def change_base(self, b_mr: Tensor, a_rn: Tensor) -> None:
+        """Add B A to it, in float32 on the layer's device."""
+        ...
 
 
 class AdaptedModel:
@@ -34,8 +45,8 @@ class AdaptedModel:
         adapted: weights from whose gradients the job starts, each as outputs × inputs.
 
     Attributes:
-        parameters: what is trained.
-        layout: of these and, behind them, of the basis.
+        parameters: what the next training changes.
+        layout: of all that is trained and, behind it, of the basis.
         basis: what stays as the start of the job has set it, by name.
 
     Raises:
@@ -57,23 +68,47 @@ class AdaptedModel:
             if parameter.dtype not in _DTYPES:
                 known = ", ".join(_DTYPES.values())
                 raise LayoutError(f"tensor {name}: {parameter.dtype} cannot be trained, known: {known}")
-        self.parameters = [parameter for _, _, parameter in rows]
+        self._trained = {(group, name): parameter for group, name, parameter in rows}
+        self.parameters = list(self._trained.values())
         self.layout = Layout.of(
             [
                 *((group, name, tuple(p.shape), _DTYPES[p.dtype]) for group, name, p in rows),
                 *((BASIS_GROUP, name, tuple(factor.shape), "float32") for name, factor in self.basis.items()),
             ]
         )
-        chosen = {id(parameter) for parameter in self.parameters}
         for parameter in module.parameters():
-            parameter.requires_grad_(id(parameter) in chosen)
+            parameter.requires_grad_(False)
+        self.train_only(self.layout.moving)
 
-    def read(self) -> Vector:
-        """Return a copy of the trained parameters as one float32 vector of D values."""
+    def train_only(self, layout: Layout) -> None:
+        """Let the next training change the tensors that `layout` names and nothing else."""
+        for parameter in self._trained.values():
+            parameter.requires_grad_(False)
+        self.parameters = [self._trained[tensor.group, tensor.name] for tensor in layout.tensors]
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+    def narrow(self, layout: Layout) -> None:
+        """Keep of each tensor the leading block that has the shape in `layout`; what is written later is cut likewise.
+
+        Args:
+            layout: as `self.layout`, which stays as it is, but for shapes that are smaller.
+        """
+        for tensor in layout.tensors:
+            basis = tensor.group == BASIS_GROUP
+            parameter = self.basis[tensor.name] if basis else self._trained[tensor.group, tensor.name]
+            parameter.data = _leading(parameter.data, tensor.shape).clone()
+
+    def read(self, layout: Layout | None = None) -> Vector:
+        """Return a copy of the trained parameters as one float32 vector, of D values unless `layout` names fewer."""
+        layout = self.layout.moving if layout is None else layout
         with torch.no_grad():
-            values = [parameter.detach().to("cpu", torch.float32).numpy() for parameter in self.parameters]
-        moving = self.layout.moving
-        return moving.flatten({(t.group, t.name): v for t, v in zip(moving.tensors, values, strict=True)})
+            return layout.flatten(
+                {
+                    (t.group, t.name): self._trained[t.group, t.name].detach().to("cpu", torch.float32).numpy()
+                    for t in layout.tensors
+                }
+            )
 
     @property
     def starts_from_gradients(self) -> bool:
@@ -98,8 +133,9 @@ class AdaptedModel:
         moving = self.layout.moving
         tensors = moving.unflatten(flat_D)
         with torch.no_grad():
-            for tensor, parameter in zip(moving.tensors, self.parameters, strict=True):
-                parameter.copy_(torch.from_numpy(np.array(tensors[tensor.group, tensor.name], dtype=np.float32)))
+            for key, parameter in self._trained.items():
+                values = torch.from_numpy(np.array(tensors[key], dtype=np.float32))
+                parameter.copy_(_leading(values, tuple(parameter.shape)))
 
     def write_basis(self, basis: Vector) -> None:
         """Set the basis from the values that come last in the layout.
@@ -109,12 +145,28 @@ class AdaptedModel:
         """
         if basis.shape != (self.layout.num_basis_values,):
             raise LayoutError(f"basis of shape {basis.shape}, the layout says ({self.layout.num_basis_values},)")
-        start = 0
+        start = self.layout.moving.num_values
         with torch.no_grad():
-            for factor in self.basis.values():
-                values = np.array(basis[start : start + factor.numel()], dtype=np.float32).reshape(factor.shape)
-                factor.copy_(torch.from_numpy(values))
-                start += factor.numel()
+            for tensor in self.layout.tensors[len(self.layout.moving.tensors) :]:
+                first, factor = tensor.offset - start, self.basis[tensor.name]
+                values = np.array(basis[first : first + tensor.num_values], dtype=np.float32).reshape(tensor.shape)
+                factor.copy_(_leading(torch.from_numpy(values), tuple(factor.shape)))
+
+    def change_base(self, module: str, b_mr: Vector, a_rn: Vector) -> None:
+        """Add B A to the frozen matrix of an adapted module, B m × R and A R × n; R may be 0.
+
+        Raises:
+            InvalidInput: its layer does not do that (`Changeable`).
+        """
+        layer = self.module.get_submodule(module)
+        if not isinstance(layer, Changeable):
+            raise InvalidInput(f"{module}: a {type(layer).__name__} keeps its frozen matrix as it is")
+        if b_mr.size:
+            device = next(layer.parameters()).device
+            # Copies: what comes from the wire is read-only.
+            b, a = (torch.from_numpy(np.array(factor, dtype=np.float32)).to(device) for factor in (b_mr, a_rn))
+            with torch.no_grad():
+                layer.change_base(b, a)
 
     @contextmanager
     def measuring(self) -> Iterator[Callable[[], Vector]]:
@@ -153,6 +205,10 @@ class AdaptedModel:
                 weight.grad = None
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
+
+
+def _leading(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return values[tuple(map(slice, shape))]
 
 
 class Adapter(ABC):

@@ -5,7 +5,6 @@ The tensors carry the names and shapes that `fedcore.adapters` and the `peft` pa
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import numpy as np
@@ -15,14 +14,15 @@ from torch import Tensor, nn
 from fedclient.adapters.base import AdaptedModel, Adapter
 from fedclient.adapters.targets import Target, find_targets, replace
 from fedcore.adapters import ADAPTER_GROUP, LoraParams
+from fedcore.changes import new_rows
 from fedcore.rng import stream
 
 
 class LoraLinear(nn.Module):
     """`base(x) + (alpha / rank) · B A dropout(x)`; only A (rank × in) and B (out × rank) are trained.
 
-    A is uniform in ±1/sqrt(in), which is Kaiming's bound with a = sqrt(5), drawn from `generator`; B is zero,
-    so that the adapted layer starts as the base layer.
+    A is drawn from `generator` (`fedcore.changes.new_rows`); B is zero, so that the adapted layer starts as the base
+    layer.
 
     Both are float32 beside a base of any type: in bfloat16, small steps would be rounded away, and a quantised base
     has no type to train in.
@@ -35,18 +35,30 @@ class LoraLinear(nn.Module):
         self.lora_A = _factor(target.num_inputs, params.rank, device)
         self.lora_B = _factor(params.rank, target.num_outputs, device)
         self.dropout = nn.Dropout(params.dropout)
+        self.is_transposed = target.is_transposed
+        self.changes: list[tuple[Tensor, Tensor]] = []
         self.scale = params.alpha / params.rank
-        bound = 1 / math.sqrt(target.num_inputs)
-        a = generator.uniform(-bound, bound, (params.rank, target.num_inputs)).astype(np.float32)
         with torch.no_grad():
-            self.lora_A.weight.copy_(torch.from_numpy(a))
+            self.lora_A.weight.copy_(torch.from_numpy(new_rows(generator, params.rank, target.num_inputs)))
             self.lora_B.weight.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the adapted layer's output, in the base layer's type."""
         output: Tensor = self.base(x)
         update: Tensor = self.lora_B(self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype)))) * self.scale
+        for b_mr, a_rn in self.changes:
+            update = update + nn.functional.linear(nn.functional.linear(x.to(a_rn.dtype), a_rn), b_mr)
         return output + update.to(output.dtype)
+
+    def change_base(self, b_mr: Tensor, a_rn: Tensor) -> None:
+        """Add B A to the base's weight, or beside it where that has fewer bits than float32: there it would be lost."""
+        weight = self.base.weight
+        if not isinstance(weight, Tensor) or weight.dtype != torch.float32:
+            self.changes.append((b_mr, a_rn))
+        elif self.is_transposed:
+            weight.addmm_(a_rn.T, b_mr.T)
+        else:
+            weight.addmm_(b_mr, a_rn)
 
 
 class Lora(Adapter):
@@ -79,6 +91,13 @@ class FfaLora(Lora):
 
     trained: ClassVar[tuple[str, ...]] = ("lora_B.weight",)
     frozen: ClassVar[tuple[str, ...]] = ("lora_A.weight",)
+
+
+class RoLora(Lora):
+    """`lora` of which B is trained from even versions and A from odd ones, so that a mean of either is exact.
+
+    Chen et al., Robust Federated Finetuning of Foundation Models via Alternating Minimization of LoRA, 2024.
+    """
 
 
 def _factor(num_inputs: int, num_outputs: int, device: torch.device) -> nn.Linear:

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from fedclient.pieces import Pieces
-from fedcore.messages import Assignment, Cancel, Decline, Heartbeat, Hello, UploadState
+from fedcore.messages import Assignment, Cancel, Decline, Heartbeat, Hello, Piece, UploadState
 
 
 class Session(Protocol):
@@ -67,13 +67,13 @@ class Transport(Protocol):
         """
         ...
 
-    def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
-        """Iterate over a version's frame, or its basis, from `offset` to its end, in chunks of at most `CHUNK_BYTES`.
+    def download(self, job_id: str, version: int, offset: int, piece: Piece = Piece.FRAME) -> AsyncIterator[bytes]:
+        """Iterate over a piece of a version from `offset` to its end, in chunks of at most `CHUNK_BYTES`.
 
         An early end is an error: the iterator raises rather than stop short because of a broken connection.
 
         Raises:
-            NotFound: no such job or version.
+            NotFound: no such job or version, or it has no such piece.
             Unreachable: the connection broke or no chunk came for a while; go on from where it stopped.
         """
         ...

@@ -14,6 +14,7 @@ from fedcore.messages import (
     Decline,
     Heartbeat,
     Hello,
+    Piece,
     SmallUpdate,
     UploadState,
     WorkKind,
@@ -29,6 +30,11 @@ _KINDS: Final = {
     client_pb2.WORK_KIND_GRADIENT: WorkKind.GRADIENT,
     client_pb2.WORK_KIND_TRAIN: WorkKind.TRAIN,
     client_pb2.WORK_KIND_EVALUATE: WorkKind.EVALUATE,
+}
+PIECES: Final = {
+    Piece.FRAME: client_pb2.PIECE_FRAME,
+    Piece.BASIS: client_pb2.PIECE_BASIS,
+    Piece.CHANGE: client_pb2.PIECE_CHANGE,
 }
 
 
@@ -93,8 +99,7 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
             f"frame of {len(message.frame)} bytes within the session, announced are {message.frame_bytes}, at most"
             f" {MESSAGE_BYTES} are sent so"
         )
-    if message.basis_digest and _DIGEST.fullmatch(message.basis_digest) is None:
-        raise UnfitAssignment(f"basis_digest {message.basis_digest[:80]!r} is not 64 hexadecimal digits")
+    _check_frozen(message)
     if message.counted_in > message.version:
         raise UnfitAssignment(f"counted_in {message.counted_in} is above the version, {message.version}")
     return Assignment(
@@ -111,7 +116,18 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
         frame=message.frame,
         counted_in=message.counted_in,
         basis_digest=message.basis_digest,
+        base_revision=message.base_revision,
+        changed_since=message.changed_since,
     )
+
+
+def _check_frozen(message: client_pb2.Assignment) -> None:
+    for name, value in (("basis_digest", message.basis_digest), ("base_revision", message.base_revision)):
+        if value and _DIGEST.fullmatch(value) is None:
+            raise UnfitAssignment(f"{name} {value[:80]!r} is not 64 hexadecimal digits")
+    if message.changed_since > message.version or bool(message.changed_since) != bool(message.base_revision):
+        text = "revision" if message.base_revision else "no revision"
+        raise UnfitAssignment(f"changed_since {message.changed_since} of version {message.version} with {text}")
 
 
 def cancel_from_wire(message: client_pb2.Cancel) -> Cancel:

@@ -17,12 +17,12 @@ import grpc.aio
 from fedclient.identity import ClientIdentity
 from fedclient.pieces import Pieces
 from fedclient.transport.channel import secure_channel
-from fedclient.transport.convert import hello_to_wire, upload_state_from_wire
+from fedclient.transport.convert import PIECES, hello_to_wire, upload_state_from_wire
 from fedclient.transport.errors import wire_errors
 from fedclient.transport.grpc_session import GrpcSession
 from fedcore.clock import Clock
 from fedcore.errors import NotFound, Unreachable
-from fedcore.messages import CHUNK_BYTES, Hello, UploadState
+from fedcore.messages import CHUNK_BYTES, Hello, Piece, UploadState
 from fedproto.v1 import client_pb2, client_pb2_grpc
 
 ANSWER_S: Final = 30.0
@@ -71,9 +71,11 @@ class GrpcTransport:
                 self._session = None
             await session.goodbye()
 
-    async def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
+    async def download(
+        self, job_id: str, version: int, offset: int, piece: Piece = Piece.FRAME
+    ) -> AsyncIterator[bytes]:
         """See `Transport.download`."""
-        request = client_pb2.DownloadRequest(job_id=job_id, version=version, offset=offset, basis=basis)
+        request = client_pb2.DownloadRequest(job_id=job_id, version=version, piece=PIECES[piece], offset=offset)
         with wire_errors("the server"):
             call = self._stub().Download(request)
         try:

@@ -16,7 +16,7 @@ from fedcore.errors import InvalidInput
 
 if TYPE_CHECKING:
     from fedcore.registry import Registry
-    from fedserver.cost.methods import Method
+    from fedserver.methods import Method
 
 _CLIENT_GROUPS: Final = {"adapters": "roundtable.adapters", "tasks": "roundtable.tasks"}
 
@@ -31,7 +31,7 @@ def methods(as_json: JsonOption = False) -> None:
     """List codecs, aggregation rules, server optimisers, and methods of federated LoRA."""
     from fedagg import OPTIMIZERS, RULES
     from fedcodec import CODECS
-    from fedserver.cost.methods import METHODS
+    from fedserver.methods import METHODS
 
     found = {"codecs": _plugins(CODECS), "rules": _plugins(RULES), "server_optimizers": _plugins(OPTIMIZERS)}
     names = {
@@ -47,11 +47,10 @@ def methods(as_json: JsonOption = False) -> None:
         rows = [["NAME", "SOURCE", "TRAITS", "WHAT IT IS"]]
         rows += [[row["name"], row["source"], _traits_text(row["traits"]), row["text"]] for row in plugins]
         typer.echo("\n".join([title.replace("_", " "), *(f"  {line}" for line in columns(rows)), ""]))
-    rows = [["NAME", "RUNS", "EXACT", "CHANGES BASE", "UP, A MATRIX", "DOWN, A MATRIX", "SOURCE"]]
+    rows = [["NAME", "ADAPTER", "RULE", "EXACT", "CHANGES BASE", "UP, A MATRIX", "DOWN, A MATRIX", "SOURCE"]]
     for each in METHODS.values():
-        runs = f"adapter {each.adapter}" if each.runs else "not yet"
         flags = ["yes" if flag else "no" for flag in (each.exact, each.changes_base)]
-        rows.append([each.name, runs, *flags, each.up_text, each.down_text, each.source])
+        rows.append([each.name, each.adapter, each.rule, *flags, each.up_text, each.down_text, each.source])
     typer.echo("\n".join(["methods", *(f"  {line}" for line in columns(rows)), ""]))
     typer.echo(
         "adapters and tasks run on clients, each of which has its own: with them come the adapters of these methods"
@@ -106,7 +105,7 @@ def _plugins(registry: Registry[Any]) -> list[dict[str, Any]]:
 
 
 def _method(method: Method) -> dict[str, Any]:
-    keys = ("name", "source", "runs", "adapter", "exact", "changes_base")
+    keys = ("name", "source", "adapter", "rule", "exact", "changes_base")
     return {key: getattr(method, key) for key in keys} | {"up": method.up_text, "down": method.down_text}
 
 

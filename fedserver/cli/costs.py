@@ -61,8 +61,8 @@ def cost(
     from fedcore.jobfile import load_job
     from fedserver.cost.cost import cost_of
     from fedserver.cost.jobs import costs_of_job
-    from fedserver.cost.methods import METHODS, find_method
     from fedserver.cost.shapes import MODELS, find_model, shapes_of
+    from fedserver.methods import METHODS, find_method
 
     job = None if job_file is None else costs_of_job(load_job(job_file), str(job_file))
     name = model or ("" if job is None else job.model)
@@ -111,14 +111,13 @@ def _flat(cost: Cost) -> dict[str, Any]:
 
 def _show(costs: list[Cost], about: dict[str, Any]) -> None:
     from fedserver.cli.text import columns, printable, size_text
-    from fedserver.cost.methods import METHODS
 
     framed = about["job"] is not None
     typer.echo(
         f"{printable(about['model'])}: {about['matrices']} adapted matrices, {about['clients']} clients,"
         f" {about['bytes_per_value']} bytes a value; parameters and bytes of one round"
     )
-    heading = ["METHOD", "RANK", "UP", "DOWN", "BYTES UP", "BYTES DOWN", "ALL CLIENTS UP", "ALL CLIENTS DOWN", "RUNS"]
+    heading = ["METHOD", "RANK", "UP", "DOWN", "BYTES UP", "BYTES DOWN", "ALL CLIENTS UP", "ALL CLIENTS DOWN"]
     rows = [[*heading, *(["FRAME UP", "FRAME DOWN"] if framed else [])]]
     for cost in costs:
         rows.append(
@@ -128,7 +127,6 @@ def _show(costs: list[Cost], about: dict[str, Any]) -> None:
                 *(" / ".join(f"{turn:,}" for turn in traffic.turns) for traffic in (cost.up, cost.down)),
                 *(size_text(traffic.bytes) for traffic in (cost.up, cost.down)),
                 *(size_text(traffic.all_bytes) for traffic in (cost.up, cost.down)),
-                "yes" if METHODS[cost.method].runs else "not yet",
                 *([_frame_text(cost.up), _frame_text(cost.down)] if framed else []),
             ]
         )

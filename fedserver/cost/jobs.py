@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from fedcodec import Pipeline
 from fedcore.adapters import GRADIENT_START, FullParams, LoraParams, LoraSbParams
+from fedcore.errors import InvalidInput
 from fedcore.jobfile import Job
 from fedcore.params import parse_params
-from fedserver.cost.methods import Method, method_of_adapter
+from fedserver.methods import METHODS, Method, method_of
 from fedserver.rounds.plan import make_plan
 
 
@@ -42,7 +43,12 @@ def costs_of_job(job: Job, source: str) -> JobCosts:
         InvalidInput: the job cannot be run, or what its adapter sends is not known.
     """
     plan = make_plan(job, source)
-    method = method_of_adapter(job.adapter.name)
+    job, method = plan.job, method_of(plan.job)
+    if method is None:
+        known = ", ".join(f"{each.adapter} with {each.rule}" for each in METHODS.values())
+        raise InvalidInput(
+            f"adapter {job.adapter.name!r} with rule {job.aggregator.rule!r}: costs are known of {known}"
+        )
     model = job.task.params.get("model")
     lora: LoraParams | LoraSbParams | None = None
     if method.whole:

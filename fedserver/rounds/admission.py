@@ -59,7 +59,7 @@ def find_attempt(client: str, header: UpdateHeader, engine: JobEngine, store: St
     return attempt
 
 
-def check_header(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> None:
+def check_header(client: str, header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> None:
     """Check that an update is what its assignment asked for, and no larger than it can be.
 
     Raises:
@@ -70,7 +70,7 @@ def check_header(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> N
             UpdateResult.WRONG_VERSION,
             f"{header.kind} of version {header.version}, assigned was {attempt.kind} of {attempt.version}",
         )
-    layout = layout_for(header, attempt, engine)
+    layout = layout_for(client, header, attempt, engine)
     whole = layout_of(header) if attempt.kind is WorkKind.INITIALISE else engine.layout
     assert whole is not None
     if engine.plan.start is not None:
@@ -91,11 +91,18 @@ def check_header(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> N
             UpdateResult.WRONG_LAYOUT,
             f"computed with basis {(header.basis_digest or 'none')[:12]}, the job's is {(basis or 'none')[:12]}",
         )
+    revision = None if engine.latest is None else engine.latest.revision or None
+    if header.base_revision != revision:
+        raise UpdateRejected(
+            UpdateResult.WRONG_LAYOUT,
+            f"computed with frozen matrices of revision {(header.base_revision or 'none')[:12]},"
+            f" the job's is {(revision or 'none')[:12]}",
+        )
     if attempt.kind in (WorkKind.GRADIENT, WorkKind.TRAIN) and header.num_examples < 1:
         raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, "num_examples 0, an update needs at least 1")
 
 
-def check_frame(header: UpdateHeader, attempt: Attempt, engine: JobEngine, frame: memoryview) -> None:
+def check_frame(client: str, header: UpdateHeader, attempt: Attempt, engine: JobEngine, frame: memoryview) -> None:
     """Decode a whole frame once and look at every value, before it can touch the sum. Runs in a worker thread.
 
     Raises:
@@ -105,7 +112,7 @@ def check_frame(header: UpdateHeader, attempt: Attempt, engine: JobEngine, frame
     if pipeline is None:
         return
     try:
-        parts = pipeline.open(frame, layout_for(header, attempt, engine).sizes)
+        parts = pipeline.open(frame, layout_for(client, header, attempt, engine).sizes)
         limit = MAX_GRADIENT if attempt.kind is WorkKind.GRADIENT else engine.job.aggregator.max_abs
         check_values(passing(parts, frame), limit)
     except FrameError as error:
@@ -143,8 +150,8 @@ def _refuse_value(value: float, what: str, max_abs: float) -> NoReturn:
     raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, f"{what} is {value:g}, at most {max_abs:g} is allowed")
 
 
-def layout_for(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> Layout:
-    """Return the layout of the update's frame: in its own header for INITIALISE, from then on what is trained.
+def layout_for(client: str, header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> Layout:
+    """Return the layout of the update's frame: in its own header for INITIALISE, from then on what the client trains.
 
     Raises:
         UpdateRejected: see `layout_of`.
@@ -153,7 +160,9 @@ def layout_for(header: UpdateHeader, attempt: Attempt, engine: JobEngine) -> Lay
         # What a job starts from gradients has its basis later.
         return layout_of(header) if engine.plan.start is None else layout_of(header).moving
     assert engine.layout is not None
-    return gradient_layout(engine.layout) if attempt.kind is WorkKind.GRADIENT else engine.layout.moving
+    if attempt.kind is WorkKind.GRADIENT:
+        return gradient_layout(engine.layout)
+    return engine.plan.sending.layout(engine.layout, client, attempt.version)
 
 
 def layout_of(header: UpdateHeader) -> Layout:

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from fedagg.base import Fold
+from fedagg import FactorRule
 from fedagg.optimizers.base import ServerOptimizer
+from fedagg.weighted_mean import WeightedMean
+from fedcore.changes import max_change_bytes, next_revision
 from fedcore.layout import Layout, Vector
 from fedcore.messages import WorkKind
 from fedcore.rng import stream
 from fedserver.rounds.admission import layout_of
 from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.contributors import over_contributors
+from fedserver.rounds.factors import Merger, compact
 from fedserver.rounds.figures import mean_encoding_error
 from fedserver.rounds.plan import INITIAL, Plan
 from fedserver.rounds.traffic import VALUE_BYTES, Volume
@@ -36,6 +40,15 @@ class Frame(NamedTuple):
     body: Kept
 
 
+class Base(NamedTuple):
+    """The frozen matrices of a version; `VersionRecord` says what each field is."""
+
+    change_blob: str | None = None
+    revision: str = ""
+    since: int = 0
+    num_bytes: int = 0
+
+
 @dataclass(frozen=True)
 class WrittenVersion:
     """A version on disk.
@@ -47,6 +60,7 @@ class WrittenVersion:
         frame: what clients download.
         optimizer_blob: the server optimiser's state; None if it keeps none, or before its first step.
         basis_blob: what the start of the job has set for good; None for a job without, and before its start.
+        base: the frozen matrices.
         small: those of these bytes that are to be journaled with the version's record.
     """
 
@@ -57,6 +71,7 @@ class WrittenVersion:
     optimizer_blob: str | None
     basis_blob: str | None
     small: tuple[BlobRecord, ...]
+    base: Base = field(default_factory=Base)
 
     def record(self, attempt: Attempt, volume: Volume, wall_s: float) -> VersionRecord:
         """Return what is journaled of it."""
@@ -74,6 +89,10 @@ class WrittenVersion:
             created_at=wall_s,
             encoding_error=mean_encoding_error(attempt.headers.values()),
             basis_blob=self.basis_blob,
+            change_blob=self.base.change_blob,
+            revision=self.base.revision,
+            changed_since=self.base.since,
+            changed_bytes=self.base.num_bytes,
         )
 
 
@@ -99,8 +118,9 @@ def write_version(
     assert latest is not None
     if attempt.kind is WorkKind.GRADIENT:
         return _start(vault, plan, attempt, layout, latest)
-    assert attempt.fold is not None
-    return _next_version(vault, plan, attempt.fold, layout, latest)
+    if isinstance(plan.rule, FactorRule):
+        return _merged_version(vault, plan, attempt, layout, latest)
+    return _next_version(vault, plan, attempt, layout, latest)
 
 
 def _first_version(vault: Vault, plan: Plan, attempt: Attempt) -> WrittenVersion:
@@ -137,19 +157,24 @@ def _start(vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, latest: V
     return _written(number, layout, written, _write_frame(vault, plan, layout, written, number), None, written_basis)
 
 
-def _next_version(vault: Vault, plan: Plan, fold: Fold, layout: Layout, latest: VersionRecord) -> WrittenVersion:
+def _next_version(vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, latest: VersionRecord) -> WrittenVersion:
     """Write base + optimiser(mean of the updates).
 
     The optimiser's state is kept block by block, each block's slots one after the other, so that it is read and written
     in one pass.
     """
-    number, optimizer = latest.version + 1, plan.optimizer
+    number, optimizer, fold = latest.version + 1, plan.optimizer, attempt.fold
+    assert fold is not None
+    means = fold.mean_blocks(BLOCK_VALUES)
+    if isinstance(plan.rule, WeightedMean) and plan.rule.over == "contributors":
+        weights = {client: plan.weight_of(header) for client, header in attempt.headers.items()}
+        means = over_contributors(means, layout.moving, plan.sending, weights)
     base = vault.open(latest.state_blob, VALUE_BYTES * layout.moving.num_values)
     base_D = np.frombuffer(base, dtype="<f4")
     slots = _slot_blocks(vault, latest.optimizer_blob, optimizer, base_D.size)
     with vault.writer() as state, vault.writer() as kept:
         start = 0
-        for mean in passing(fold.mean_blocks(BLOCK_VALUES), base):
+        for mean in passing(means, base):
             slot_block = next(slots)
             step = optimizer.step(mean, slot_block, number)
             state.write((base_D[start : start + mean.size] + step).data.cast("B"))
@@ -164,6 +189,44 @@ def _next_version(vault: Vault, plan: Plan, fold: Fold, layout: Layout, latest: 
     del base_D, slots  # the frame is read from the new state: one version at a time is in memory
     frame = _write_frame(vault, plan, layout, written, number)
     return replace(_written(number, layout, written, frame, written_slots, None), basis_blob=latest.basis_blob)
+
+
+def _merged_version(
+    vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, latest: VersionRecord
+) -> WrittenVersion:
+    """Write what a rule over factors makes of the updates, and what it changes of the frozen matrices."""
+    number = latest.version + 1
+    base_D = np.frombuffer(vault.open(latest.state_blob, VALUE_BYTES * layout.moving.num_values), dtype="<f4")
+    with vault.writer() as state, vault.writer() as change:
+        Merger(vault, plan, attempt, layout, base_D).write(state, change)
+        written, written_change = state.commit(), change.commit()
+    frame = _write_frame(vault, plan, layout, written, number)
+    version = _written(number, layout, written, frame, None, None)
+    if not plan.changes_base:
+        return version
+    base, small = _changed(vault, layout, latest, written_change)
+    return replace(version, base=base, small=(*version.small, *small))
+
+
+def _changed(vault: Vault, layout: Layout, latest: VersionRecord, change: Kept) -> tuple[Base, list[BlobRecord]]:
+    """Return the frozen matrices after one more change.
+
+    When all changes together have grown to twice what one can have at most, one takes their place, and clients begin
+    again with that: nobody has to download more, however late he joins.
+    """
+    number = latest.version + 1
+    base = Base(
+        change.digest,
+        next_revision(latest.revision, change.digest),
+        latest.changed_since or number,
+        latest.changed_bytes + len(vault.open(change)),
+    )
+    if base.num_bytes > 2 * max_change_bytes(layout):
+        with vault.writer() as writer:
+            compact(vault, layout, [*vault.changes(latest), change], writer)
+            change = writer.commit()
+        base = Base(change.digest, next_revision("", change.digest), number, len(vault.open(change)))
+    return base, [] if change.record is None else [change.record]
 
 
 def _written(

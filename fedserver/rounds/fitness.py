@@ -7,20 +7,56 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedagg import FactorRule, Rule
 from fedcodec import Pipeline
 from fedcodec.base import code_type
 from fedcodec.reader import Reader
 from fedcodec.transforms import GaussianNoise
-from fedcore.jobfile import Job
+from fedcore.jobfile import Job, ServerOptimizerSection
+from fedcore.sending import Sending
 
 
-def misfits_of(job: Job, uplink: Pipeline, downlink: Pipeline) -> list[str]:
+def misfits_of(job: Job, uplink: Pipeline, downlink: Pipeline, rule: Rule, sending: Sending) -> list[str]:
     """Return a sentence for each part of a job that the rest of it does not allow."""
     return [
+        *(_factors(job, rule, sending) if isinstance(rule, FactorRule) else []),
+        *(_turns(job) if sending.alternates else []),
         *(f"compression.downlink: {text}" for text in _downlink(downlink)),
         *(f"compression.uplink: {text}" for text in _sum(job, uplink)),
         *(f"compression.error_feedback: {text}" for text in _error_feedback(job, uplink)),
     ]
+
+
+def _factors(job: Job, rule: FactorRule, sending: Sending) -> list[str]:
+    name, found = rule.name, []
+    if job.adapter.name != "lora":
+        found.append(
+            f"aggregator.rule: {name} makes one pair of factors of many, and adapter {job.adapter.name!r} has"
+            " no pairs that are trained: use 'lora'"
+        )
+    if sending.ranks and not rule.unequal_ranks:
+        others = "flora, flexlora, hetlora or weighted-mean"
+        found.append(f"adapter.ranks: {name} averages factors of one rank; ranks that differ go with {others}")
+    if job.server_optimizer != ServerOptimizerSection():
+        found.append(f"server_optimizer: {name} gives the next version's values, not a step to be scaled: leave it out")
+    if job.compression.error_feedback is not None:
+        found.append(f"compression.error_feedback: {name} replaces the factors that an update is the difference to")
+    return found
+
+
+def _turns(job: Job) -> list[str]:
+    found = []
+    if job.server_optimizer != ServerOptimizerSection():
+        found.append(
+            f"server_optimizer: {job.adapter.name} keeps one factor as it is, and {job.server_optimizer.name}"
+            " would go on moving it: leave it out"
+        )
+    if job.compression.error_feedback is not None:
+        found.append(
+            f"compression.error_feedback: what {job.adapter.name} leaves out of one factor does not fit the"
+            " other, which is trained next"
+        )
+    return found
 
 
 def _downlink(pipeline: Pipeline) -> list[str]:

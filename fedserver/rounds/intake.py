@@ -30,11 +30,9 @@ from fedserver.state.records import UpdateRecord
 from fedserver.state.vault import SMALL_BYTES, Kept, passing
 
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 LIGHT_VALUES: Final = 1 << 16
 """Layouts of at most so many values are checked and folded in less than a millisecond."""
-
 SHORT_HEADER_BYTES: Final = 1 << 14
 """More than a header without a layout has, which is read in a tenth of a millisecond."""
 
@@ -207,7 +205,7 @@ class Intake:
         announced = Announced(client, header, header_bytes, signature, engine, attempt)
         self.received(announced, len(header_bytes) + len(signature))
         try:
-            check_header(header, attempt, engine)
+            check_header(client, header, attempt, engine)
         except UpdateRejected as error:
             return await self.settle(announced, partial(_refuse, error), _at_once)
         return announced
@@ -327,17 +325,18 @@ class Intake:
         await self._services.journal.write(*small, update, done)
 
     def _check(self, announced: Announced, kept: Kept) -> None:
-        check_frame(announced.header, announced.attempt, announced.engine, self._services.vault.open(kept))
+        frame = self._services.vault.open(kept)
+        check_frame(announced.client, announced.header, announced.attempt, announced.engine, frame)
 
     async def _fold(self, announced: Announced, kept: Kept, run: Run) -> None:
         attempt, engine = announced.attempt, announced.engine
         if attempt.fold is None or engine.layout is None:
             return
-        fold, sizes, weight = attempt.fold, engine.layout.moving.sizes, engine.plan.weight_of(announced.header)
+        fold, plan, whole, weight = attempt.fold, engine.plan, engine.layout, engine.plan.weight_of(announced.header)
 
         def add() -> None:
             frame = self._services.vault.open(kept)
-            fold.add(passing(engine.plan.uplink.open(frame, sizes), frame), weight)
+            fold.add(passing(plan.parts(frame, whole, announced.client, attempt.version), frame), weight)
 
         started_s = time.perf_counter()
         async with attempt.reading:
@@ -369,8 +368,9 @@ class Intake:
 
     def received(self, announced: Announced, num_bytes: int) -> None:
         """Count bytes of an update that came over the wire, whatever becomes of it."""
-        engine = announced.engine
-        engine.traffic.received(announced.attempt, announced.header.assignment_id, num_bytes, engine.layout)
+        engine, attempt = announced.engine, announced.attempt
+        sent = engine.plan.trained(attempt.kind, engine.layout, announced.client, attempt.version)
+        engine.traffic.received(attempt, announced.header.assignment_id, num_bytes, sent)
 
     def count(self, job: str, client: str, result: UpdateResult, text: str) -> None:
         """Count and log what became of an update; `job` is empty where nobody knows it."""

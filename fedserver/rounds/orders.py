@@ -61,5 +61,7 @@ class Orders:
             deadline_s=max(0.0, deadline_s),
             frame=self._frame,
             basis_digest="" if latest is None else latest.basis_blob or "",
+            base_revision="" if latest is None else latest.revision,
+            changed_since=0 if latest is None else latest.changed_since,
             counted_in=self.counted.of(client, attempt.version) if attempt.kind is WorkKind.TRAIN else 0,
         )

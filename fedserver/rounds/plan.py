@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from fedagg import build_optimizer, build_rule
-from fedagg.base import Capacity, Fold, Rule
+from fedagg.base import Capacity, FactorRule, Fold, FoldRule, Rule
 from fedagg.optimizers.base import ServerOptimizer
 from fedcodec import Pipeline, build_pipeline
 from fedcodec.presets import expand
@@ -14,25 +15,35 @@ from fedcore.errors import InvalidInput, JobFileError, UnknownPlugin
 from fedcore.jobfile import CodecStage, Job
 from fedcore.layout import Layout
 from fedcore.messages import UpdateHeader, WorkKind
+from fedcore.part import Part
+from fedcore.sending import Sending, spread
+from fedserver.methods import expand_method
 from fedserver.rounds.fitness import misfits_of
 from fedserver.rounds.start import GradientStart, gradient_start
 
 INITIAL: Final = build_pipeline([{"codec": "raw"}])
 """How version 0 comes from the client that builds it: exactly, whatever the job does to its updates."""
 
+MAX_BOUNDS: Final = 64
+"""Bounds of frames that are kept: more than a job has kinds of work, ranks and turns."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """A job with its pipelines, rule and optimiser; `start` for one that starts from its clients' gradients."""
+    """A job with its pipelines, rule and optimiser, what its clients send of the state, and how it starts.
+
+    `start` is None for a job that does not start from its clients' gradients.
+    """
 
     job: Job
     uplink: Pipeline
     downlink: Pipeline
     rule: Rule
     optimizer: ServerOptimizer
+    sending: Sending
     start: GradientStart | None = None
-    _bounds: dict[WorkKind, tuple[str, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """By kind, the layout's digest and the bound."""
+    _bounds: dict[tuple[WorkKind, str], int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By kind and layout's digest."""
 
     @property
     def codecs(self) -> frozenset[str]:
@@ -41,8 +52,13 @@ class Plan:
         first = () if self.start is None else (str(self.start.params.gradient_codec["codec"]),)
         return frozenset((*(stage.codec for stage in stages), *first))
 
-    def open_fold(self, num_values: int) -> Fold:
-        """Return an empty fold for one version.
+    @property
+    def changes_base(self) -> bool:
+        """Whether versions change the frozen matrices."""
+        return isinstance(self.rule, FactorRule) and self.rule.changes_base
+
+    def open_fold(self, num_values: int) -> Fold | None:
+        """Return an empty fold for one version; None: the rule reads all updates when they are there.
 
         Every client that is assigned may send one update, so the sum's capacity is theirs.
         """
@@ -52,7 +68,7 @@ class Plan:
             max_weight=aggregator.max_examples,
             max_abs=aggregator.max_abs,
         )
-        return self.rule.open(num_values, capacity)
+        return self.rule.open(num_values, capacity) if isinstance(self.rule, FoldRule) else None
 
     def pipeline_of(self, kind: WorkKind) -> Pipeline | None:
         """Return how the frames of this kind of work are encoded; None: there is no frame."""
@@ -75,9 +91,25 @@ class Plan:
         pipeline = self.pipeline_of(kind)
         if pipeline is None:
             return 0
-        if self._bounds.get(kind, ("", 0))[0] != layout.digest:
-            self._bounds[kind] = (layout.digest, pipeline.max_frame_bytes(layout.sizes))
-        return self._bounds[kind][1]
+        key = kind, layout.digest
+        if key not in self._bounds:
+            self._bounds[key] = pipeline.max_frame_bytes(layout.sizes)
+            while len(self._bounds) > MAX_BOUNDS:  # clients that send layouts could make it grow
+                del self._bounds[next(iter(self._bounds))]
+        return self._bounds[key]
+
+    def trained(self, kind: WorkKind, layout: Layout | None, client: str, version: int) -> Layout | None:
+        """Return the layout of what a client sends that has trained from `version`; None for any other work."""
+        return None if layout is None or kind is not WorkKind.TRAIN else self.sending.layout(layout, client, version)
+
+    def parts(self, frame: memoryview, layout: Layout, client: str, version: int) -> Iterable[Part]:
+        """Return what `client` has sent, trained from `version`, as parts of all that moves in the job's `layout`.
+
+        Raises:
+            FrameError: while it is read, the frame is malformed.
+        """
+        sent = self.sending.layout(layout, client, version)
+        return spread(self.uplink.open(frame, sent.sizes), sent, layout.moving)
 
     def weight_of(self, header: UpdateHeader) -> int:
         """Return an update's weight: its sample count, which the client declares itself and the job therefore caps."""
@@ -85,11 +117,15 @@ class Plan:
 
 
 def make_plan(job: Job, source: str) -> Plan:
-    """Build a job's plugins. The plan's job has its presets written out.
+    """Build a job's plugins. The plan's job has its method and presets written out.
 
     Raises:
         JobFileError: a plugin is unknown, its parameters are wrong, or the parts do not fit; every problem at once.
     """
+    try:
+        job = expand_method(job)
+    except InvalidInput as error:
+        raise JobFileError(source, [f"job.method: {error}"]) from error
     try:
         job = job.model_copy(update={"compression": expand(job.compression)})
     except UnknownPlugin as error:
@@ -108,12 +144,12 @@ def make_plan(job: Job, source: str) -> Plan:
         problems.append(f"server_optimizer: {error}")
     if problems or uplink is None or downlink is None or rule is None or optimizer is None:
         raise JobFileError(source, problems)
-    if misfits := misfits_of(job, uplink, downlink):
-        raise JobFileError(source, misfits)
     try:
-        plan = Plan(job, uplink, downlink, rule, optimizer, gradient_start(job))
+        plan = Plan(job, uplink, downlink, rule, optimizer, Sending.of(job.adapter), gradient_start(job))
     except InvalidInput as error:
         raise JobFileError(source, [str(error)]) from error
+    if misfits := misfits_of(job, uplink, downlink, rule, plan.sending):
+        raise JobFileError(source, misfits)
     try:
         plan.open_fold(1)
     except InvalidInput as error:

@@ -43,7 +43,8 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
     store, job = services.store, plan.job
     latest = store.latest_version(record.job_id)
     if latest is not None:
-        for digest in dict.fromkeys((latest.state_blob, latest.frame_body, latest.optimizer_blob, latest.basis_blob)):
+        named = (latest.state_blob, latest.frame_body, latest.optimizer_blob, latest.basis_blob)
+        for digest in dict.fromkeys((*named, *services.vault.changes(latest))):
             if digest is not None:
                 services.vault.check(digest, f"version {latest.version} of job {record.job_id}")
     from_gradient = plan.start is not None
@@ -70,8 +71,8 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
 
 def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: Services) -> Attempt:
     store = services.store
-    moving = None if layout is None else layout.moving
-    fold = plan.open_fold(moving.num_values) if record.kind is WorkKind.TRAIN and moving is not None else None
+    is_summed = record.kind is WorkKind.TRAIN and layout is not None
+    fold = plan.open_fold(layout.moving.num_values) if is_summed and layout is not None else None
     attempt = Attempt(record, services.clock.now_s(), fold)
     for assignment in store.assignments(record.job_id, record.version, record.attempt, record.kind):
         attempt.assignments[assignment.assignment_id] = assignment
@@ -84,9 +85,10 @@ def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: 
         attempt.accept(update.client, header, update.blob)
         if update.blob is not None:
             services.vault.check(update.blob, f"the update of {update.client!r} in job {record.job_id}")
-        if fold is not None and moving is not None and update.blob is not None:
+        if fold is not None and layout is not None and update.blob is not None:
             frame = services.vault.open(update.blob)
-            fold.add(passing(plan.uplink.open(frame, moving.sizes), frame), plan.weight_of(header))
+            parts = plan.parts(frame, layout, update.client, record.version)
+            fold.add(passing(parts, frame), plan.weight_of(header))
     for key in services.blobs.spools():
         if split_spool_key(key)[0] in attempt.assignments:
             attempt.spools[key] = asyncio.Lock()

@@ -61,11 +61,14 @@ class Traffic:
         self._job_id, self._metrics = job_id, metrics
         self.recent = self.before = Volume()
 
-    def received(self, attempt: Attempt, assignment_id: str, num_bytes: int, layout: Layout | None) -> None:
-        """Count bytes of an update, whatever becomes of it; with the first ones, what its values had been raw."""
+    def received(self, attempt: Attempt, assignment_id: str, num_bytes: int, sent: Layout | None) -> None:
+        """Count bytes of an update, whatever becomes of it; with the first ones, what its values had been raw.
+
+        `sent` is the layout of an update from training, else None.
+        """
         raw_bytes = 0
-        if attempt.kind is WorkKind.TRAIN and layout is not None and assignment_id not in attempt.heard_of:
-            raw_bytes = VALUE_BYTES * layout.moving.num_values
+        if sent is not None and assignment_id not in attempt.heard_of:
+            raw_bytes = VALUE_BYTES * sent.num_values
             self._metrics.raw_received(self._job_id, raw_bytes)
         attempt.heard_of.add(assignment_id)
         self.recent += Volume(uplink_bytes=num_bytes, raw_uplink_bytes=raw_bytes)

@@ -16,6 +16,7 @@ from fedcore.messages import (
     Decline,
     Heartbeat,
     Hello,
+    Piece,
     SmallUpdate,
     UploadState,
     WorkKind,
@@ -34,6 +35,12 @@ KINDS = {
     WorkKind.GRADIENT: pb.WORK_KIND_GRADIENT,
     WorkKind.TRAIN: pb.WORK_KIND_TRAIN,
     WorkKind.EVALUATE: pb.WORK_KIND_EVALUATE,
+}
+PIECES = {
+    pb.PIECE_UNSPECIFIED: Piece.FRAME,
+    pb.PIECE_FRAME: Piece.FRAME,
+    pb.PIECE_BASIS: Piece.BASIS,
+    pb.PIECE_CHANGE: Piece.CHANGE,
 }
 MAX_NAMES: Final = 1000
 MAX_UNREAD: Final = 64
@@ -82,9 +89,10 @@ class ClientService(pb_grpc.ClientServiceServicer):
             self._federation.leave(seat, reason)
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:
-        offset = request.offset
-        read = self._federation.basis if request.basis else self._federation.frame
-        async for data in read(check_name(request.job_id, "job"), request.version, offset):
+        offset, piece = request.offset, PIECES.get(request.piece)
+        if piece is None:
+            raise InvalidInput(f"piece {int(request.piece)}: from 0 to {max(PIECES)}")
+        async for data in self._federation.piece(check_name(request.job_id, "job"), request.version, piece, offset):
             check_again()
             reply = pb.Chunk(offset=offset, data=data)
             offset += len(data)
@@ -188,6 +196,8 @@ def _order(order: Assignment | Cancel | Answer) -> pb.SessionReply:
             assignment.frame = order.frame
             assignment.counted_in = order.counted_in
             assignment.basis_digest = order.basis_digest
+            assignment.base_revision = order.base_revision
+            assignment.changed_since = order.changed_since
             return reply
 
 

@@ -198,6 +198,10 @@ class Blobs(Protocol):
         """Return a writer for a blob whose bytes are not all in memory."""
         ...
 
+    def scratch(self, num_bytes: int) -> memoryview:
+        """Return so many bytes to write to and read again, of the disk where there is one; gone with the last view."""
+        ...
+
     def open(self, digest: str) -> memoryview:
         """Return the bytes, read-only; they stay readable after a `delete`.
 

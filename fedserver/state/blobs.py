@@ -62,6 +62,17 @@ class FolderBlobs:
         """See `Blobs.writer`; `digest`: of what will be written, if that is known."""
         return FolderBlobWriter(self, self._temporary / secrets.token_hex(16), digest)
 
+    def scratch(self, num_bytes: int) -> memoryview:
+        """See `Blobs.scratch`."""
+        if num_bytes == 0:
+            return memoryview(b"")
+        path = self._temporary / secrets.token_hex(16)
+        with storage_errors(f"write {path}"), path.open("x+b") as file:
+            path.unlink()
+            # Now: on a disk that is full, a write to the mapping would end the process.
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+            return memoryview(mmap.mmap(file.fileno(), num_bytes))
+
     def open(self, digest: str) -> memoryview:
         """See `Blobs.open`."""
         # Whoever reads the same blob at the same time shares one mapping: pages count once, not for every download.

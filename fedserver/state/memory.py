@@ -156,6 +156,10 @@ class MemoryBlobs:
         """See `Blobs.writer`."""
         return MemoryBlobWriter(self)
 
+    def scratch(self, num_bytes: int) -> memoryview:
+        """See `Blobs.scratch`."""
+        return memoryview(bytearray(num_bytes))
+
     def open(self, digest: str) -> memoryview:
         """See `Blobs.open`."""
         return memoryview(self._content(digest))

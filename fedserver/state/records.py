@@ -169,6 +169,10 @@ class VersionRecord:
         encoding_error: mean of what its updates say of themselves; None if none does.
         basis_blob: what the start of the job has set for good, raw little-endian float32; None for a job without, and
             before its start.
+        change_blob: what this version changes of the frozen matrices (`fedcore.changes`); None: nothing.
+        revision: of the frozen matrices; empty as long as they are as they were.
+        changed_since: the version whose change is the first that is needed by who has none; 0: there is none.
+        changed_bytes: of the changes from then on.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("job_id", "version")
@@ -189,6 +193,10 @@ class VersionRecord:
     raw_uplink_bytes: int = 0
     encoding_error: float | None = None
     basis_blob: str | None = None
+    change_blob: str | None = None
+    revision: str = ""
+    changed_since: int = 0
+    changed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ CREATE TABLE IF NOT EXISTS versions (
     optimizer_blob TEXT, num_updates INTEGER NOT NULL, num_examples INTEGER NOT NULL,
     uplink_bytes INTEGER NOT NULL, downlink_bytes INTEGER NOT NULL, created_at REAL NOT NULL, metrics TEXT NOT NULL,
     raw_uplink_bytes INTEGER NOT NULL, encoding_error REAL, basis_blob TEXT,
+    change_blob TEXT, revision TEXT NOT NULL, changed_since INTEGER NOT NULL, changed_bytes INTEGER NOT NULL,
     UNIQUE (job_id, version)
 );
 CREATE TABLE IF NOT EXISTS blobs (

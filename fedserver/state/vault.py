@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Self, TypeVar
 
 from fedcore.errors import NotFound, StateUnusable
 from fedserver.state.base import Blobs, BlobWriter, Bytes, Store
-from fedserver.state.records import BlobRecord
+from fedserver.state.records import BlobRecord, VersionRecord
 
 SMALL_BYTES: Final = 128 << 10
 """Up to this size the store is quicker."""
@@ -53,6 +53,10 @@ class Vault:
         """Return a writer for bytes that are not all in memory."""
         return VaultWriter(self._blobs)
 
+    def scratch(self, num_bytes: int) -> memoryview:
+        """Return bytes to write to and read again, for as long as somebody holds them: too many for memory."""
+        return self._blobs.scratch(num_bytes)
+
     def open(self, kept: str | Kept, num_bytes: int | None = None) -> memoryview:
         """Return the bytes, read-only.
 
@@ -73,6 +77,16 @@ class Vault:
         if num_bytes is not None:
             check_size(kept, len(data), num_bytes)
         return data
+
+    def changes(self, latest: VersionRecord) -> list[str]:
+        """Return the digests of the changes that led to the frozen matrices of a version, the oldest first."""
+        if not latest.changed_since:
+            return []
+        rows = [
+            latest if number == latest.version else self._store.version(latest.job_id, number)
+            for number in range(latest.changed_since, latest.version + 1)
+        ]
+        return [row.change_blob for row in rows if row is not None and row.change_blob is not None]
 
     def read(self, digest: str, offset: int, num_bytes: int) -> bytes:
         """Return a copy of the bytes from `offset` on, at most `num_bytes`.

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedagg import Capacity, Fold, build_rule
-from fedagg.weighted_mean import CHUNK_VALUES, FixedPointFold, scale_bits
+from fedagg import Capacity, Fold
+from fedagg.weighted_mean import CHUNK_VALUES, FixedPointFold, WeightedMean, scale_bits
 from fedcore.layout import Vector
 from fedcore.part import dense_parts
 
@@ -58,7 +58,7 @@ def cohorts(draw: st.DrawFn, max_weight: int = MAX_EXACT_WEIGHT) -> tuple[Capaci
 
 
 def folded(capacity: Capacity, updates: list[Update]) -> Fold:
-    fold = build_rule("weighted-mean", {}).open(len(updates[0][0]), capacity)
+    fold = WeightedMean().open(len(updates[0][0]), capacity)
     for values, weight in updates:
         fold.add(dense_parts([np.array(values, dtype=np.float32)]), weight)
     return fold
@@ -149,7 +149,7 @@ def test_chunks_cover_every_length(chunks: int, rest: int, num_blocks: int) -> N
 
 def test_equal_updates_average_to_themselves() -> None:
     values = np.random.default_rng(0).uniform(-64, 64, 1000).astype(np.float32)
-    fold = build_rule("weighted-mean", {}).open(1000, Capacity(16, 1000, 64.0))
+    fold = WeightedMean().open(1000, Capacity(16, 1000, 64.0))
     for weight in (1, 3, 1000, 77):
         fold.add(dense_parts([values]), weight)
     np.testing.assert_allclose(mean(fold), values, rtol=2**-23, atol=2**-30)

@@ -48,6 +48,33 @@ WORK_KIND_GRADIENT: WorkKind.ValueType  # 4
 """Send the sum of the loss's gradients, by the weights that are adapted: the job starts from what all send."""
 Global___WorkKind: _TypeAlias = WorkKind  # noqa: Y015
 
+class _Piece:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PieceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Piece.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PIECE_UNSPECIFIED: _Piece.ValueType  # 0
+    """As PIECE_FRAME."""
+    PIECE_FRAME: _Piece.ValueType  # 1
+    """The version as the job's downlink pipeline encodes it."""
+    PIECE_BASIS: _Piece.ValueType  # 2
+    """The basis that the version has, as raw float32."""
+    PIECE_CHANGE: _Piece.ValueType  # 3
+    """What the version changes of the frozen matrices (docs/wire-format.md)."""
+
+class Piece(_Piece, metaclass=_PieceEnumTypeWrapper): ...
+
+PIECE_UNSPECIFIED: Piece.ValueType  # 0
+"""As PIECE_FRAME."""
+PIECE_FRAME: Piece.ValueType  # 1
+"""The version as the job's downlink pipeline encodes it."""
+PIECE_BASIS: Piece.ValueType  # 2
+"""The basis that the version has, as raw float32."""
+PIECE_CHANGE: Piece.ValueType  # 3
+"""What the version changes of the frozen matrices (docs/wire-format.md)."""
+Global___Piece: _TypeAlias = Piece  # noqa: Y015
+
 @_typing.final
 class SessionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -281,6 +308,8 @@ class Assignment(_message.Message):
     FRAME_FIELD_NUMBER: _builtins.int
     COUNTED_IN_FIELD_NUMBER: _builtins.int
     BASIS_DIGEST_FIELD_NUMBER: _builtins.int
+    BASE_REVISION_FIELD_NUMBER: _builtins.int
+    CHANGED_SINCE_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     job_id: _builtins.str
     job: _builtins.bytes
@@ -304,6 +333,10 @@ class Assignment(_message.Message):
     """
     basis_digest: _builtins.str
     """SHA-256 (hex) of the basis: what the start of the job has set for good. Empty: there is none, or not yet."""
+    base_revision: _builtins.str
+    """Of the frozen matrices that the work is to be done with (docs/wire-format.md). Empty: as they were in the beginning."""
+    changed_since: _builtins.int
+    """The version whose change of them is the first that a client needs which has none; each one from then on has one."""
     def __init__(
         self,
         *,
@@ -320,10 +353,12 @@ class Assignment(_message.Message):
         frame: _builtins.bytes = ...,
         counted_in: _builtins.int = ...,
         basis_digest: _builtins.str = ...,
+        base_revision: _builtins.str = ...,
+        changed_since: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "basis_digest", b"basis_digest", "counted_in", b"counted_in", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_revision", b"base_revision", "basis_digest", b"basis_digest", "changed_since", b"changed_since", "counted_in", b"counted_in", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -360,23 +395,22 @@ class DownloadRequest(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
-    BASIS_FIELD_NUMBER: _builtins.int
+    PIECE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     version: _builtins.int
     offset: _builtins.int
-    basis: _builtins.bool
-    """the basis that the version has, as raw float32, instead of the frame"""
+    piece: Global___Piece.ValueType
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         version: _builtins.int = ...,
         offset: _builtins.int = ...,
-        basis: _builtins.bool = ...,
+        piece: Global___Piece.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "job_id", b"job_id", "offset", b"offset", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "offset", b"offset", "piece", b"piece", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

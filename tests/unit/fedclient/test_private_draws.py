@@ -10,13 +10,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedclient.residuals import MemoryResiduals
-from fedclient.trainer import Evaluation, Gradient, Trained, Work
+from fedclient.trainer import Evaluation, Trained, Work
 from fedclient.updates import UpdateMaker
 from fedcodec import build_pipeline
 from fedcore.jobfile import parse_job
 from fedcore.layout import Layout, Vector
 from fedcore.messages import Assignment, UpdateHeader, WorkKind
 from fedcore.rng import stream
+from tests.support.workers import PlainWorker
 
 LAYOUT = Layout.of([("adapter", "a", (2000,), "float32")])
 VALUES = np.random.default_rng(0).uniform(-1, 1, 2000).astype(np.float32)
@@ -26,7 +27,7 @@ NOISE = [{"codec": "clip"}, {"codec": "gaussian-noise"}]
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(2)]
 
 
-class Worker:
+class Worker(PlainWorker):
     """Trains to the same difference every time."""
 
     def __init__(self, delta_D: Vector) -> None:
@@ -46,15 +47,6 @@ class Worker:
 
     def forget(self, job_id: str) -> None:
         pass
-
-    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
-        raise AssertionError("no job here starts from gradients")
-
-    def basis_digest(self, work: Work) -> str:
-        return ""
-
-    def set_basis(self, work: Work, basis: Vector) -> None:
-        raise AssertionError("no job here has a basis")
 
 
 def sent(

@@ -23,7 +23,7 @@ from fedclient.residuals import (
     Residuals,
     encoding_error,
 )
-from fedclient.trainer import Evaluation, Gradient, Stopped, Trained, Work
+from fedclient.trainer import Evaluation, Stopped, Trained, Work
 from fedclient.updates import Declined, Update, UpdateMaker
 from fedcodec import build_pipeline
 from fedcore.errors import StorageFailed
@@ -31,6 +31,7 @@ from fedcore.jobfile import parse_job
 from fedcore.layout import Layout, Vector
 from fedcore.messages import Assignment, UpdateHeader, WorkKind
 from fedcore.rng import stream
+from tests.support.workers import PlainWorker
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 LAYOUT = Layout.of([("adapter", "a", (3, 7), "float32"), ("adapter", "b", (20,), "float32")])
@@ -62,7 +63,7 @@ def delta_of(version: int) -> Vector:
 
 
 @dataclass
-class Worker:
+class Worker(PlainWorker):
     """Gives the same difference for the same version, always in the same memory, as it may."""
 
     deltas: dict[int, Vector] = field(default_factory=dict)
@@ -86,15 +87,6 @@ class Worker:
 
     def forget(self, job_id: str) -> None:
         pass
-
-    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
-        raise AssertionError("no job here starts from gradients")
-
-    def basis_digest(self, work: Work) -> str:
-        return ""
-
-    def set_basis(self, work: Work, basis: Vector) -> None:
-        raise AssertionError("no job here has a basis")
 
 
 @dataclass

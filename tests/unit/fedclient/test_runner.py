@@ -21,7 +21,7 @@ from fedclient.backoff import FIRST_S
 from fedclient.pieces import Pieces
 from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
-from fedclient.trainer import Evaluation, Gradient, Stopped, Trained, Work
+from fedclient.trainer import Evaluation, Stopped, Trained, Work
 from fedclient.updates import update_id_of
 from fedcodec import build_pipeline
 from fedcore.errors import FedError, NotFound, Unauthenticated, UnknownPlugin, Unreachable, UpdateResult
@@ -36,11 +36,13 @@ from fedcore.messages import (
     Decline,
     Heartbeat,
     Hello,
+    Piece,
     UpdateHeader,
     UploadState,
     WorkKind,
 )
 from fedcore.rng import stream
+from tests.support.workers import PlainWorker
 
 JOB = parse_job({"job": {"name": "j", "rounds": 3}, "task": {"name": "toy"}, "schedule": {"cohort": 1}}, "test")
 JOB_ID = "ab" * 16
@@ -88,7 +90,7 @@ class VirtualClock:
 
 
 @dataclass
-class Worker:
+class Worker(PlainWorker):
     """Adds one to every value; `gate` holds training until it is opened, as long local work would."""
 
     num_values: int = 8
@@ -137,15 +139,6 @@ class Worker:
 
     def forget(self, job_id: str) -> None:
         self.forgotten.append(job_id)
-
-    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
-        raise AssertionError("no job here starts from gradients")
-
-    def basis_digest(self, work: Work) -> str:
-        return ""
-
-    def set_basis(self, work: Work, basis: Vector) -> None:
-        raise AssertionError("no job here has a basis")
 
 
 @dataclass
@@ -246,7 +239,9 @@ class Link:
         self.server.check()
         self.server.events.append(event)
 
-    async def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
+    async def download(
+        self, job_id: str, version: int, offset: int, piece: Piece = Piece.FRAME
+    ) -> AsyncIterator[bytes]:
         self.server.check()
         self.server.offsets.append(offset)
         if version not in self.server.frames:

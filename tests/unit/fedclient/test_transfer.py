@@ -19,7 +19,7 @@ from fedclient.updates import MAX_JOBS, Declined
 from fedcore.errors import Unreachable, UpdateResult
 from fedcore.identity import sign
 from fedcore.layout import Layout, Vector
-from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES, SIGNATURE_CONTEXT, Assignment, WorkKind
+from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES, SIGNATURE_CONTEXT, Assignment, Piece, WorkKind
 from fedcore.rng import stream
 from fedsim.transport import InProcessTransport
 from tests.support.hand_clock import HandClock
@@ -64,8 +64,10 @@ class Source:
         digest = hashlib.sha256(frame).hexdigest()
         return Assignment("0" * 32, job_id, b"", version, WorkKind.TRAIN, 0, "", digest, len(frame), 600.0)
 
-    async def download(self, job_id: str, version: int, offset: int, *, basis: bool = False) -> AsyncIterator[bytes]:
-        source = self.bases if basis else self.frames
+    async def download(
+        self, job_id: str, version: int, offset: int, piece: Piece = Piece.FRAME
+    ) -> AsyncIterator[bytes]:
+        source = self.bases if piece is Piece.BASIS else self.frames
         for start in range(offset, len(source[job_id, version]), CHUNK_BYTES):
             await self.before_chunk(job_id, start)
             self.sent.append(job_id)

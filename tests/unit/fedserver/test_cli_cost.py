@@ -12,7 +12,7 @@ import pytest
 from fedcore.cli import run_app
 from fedcore.errors import Exit
 from fedserver.cli import app
-from fedserver.cost.methods import METHODS
+from fedserver.methods import METHODS
 
 ROOT = Path(__file__).parents[3]
 DIGITS = str(ROOT / "examples" / "digits.toml")
@@ -69,7 +69,7 @@ def test_table_has_every_method_at_every_rank(capsys: pytest.CaptureFixture[str]
     assert run_app(app, "fedserver", ["cost", *arguments]) == Exit.OK
     text = capsys.readouterr().out
     assert text.startswith("llama-3.2-3b: 196 adapted matrices, 5 clients, 4 bytes a value;")
-    assert re.search(r"^flora +32 +48,627,712 +243,138,560 +195 MB +973 MB +973 MB +4\.86 GB +not yet$", text, re.M)
+    assert re.search(r"^flora +32 +48,627,712 +243,138,560 +195 MB +973 MB +973 MB +4\.86 GB$", text, re.M)
     assert re.search(r"^rolora +32 +24,772,608 / 23,855,104 ", text, re.M)
     assert "fed-sb, rank 200, once before the first round: down 311,763,200 (1.25 GB); up 2,818,572,288" in text
 
@@ -122,7 +122,10 @@ def test_what_cannot_be_counted_is_refused(capsys: pytest.CaptureFixture[str], t
     assert "did you mean 'flora'" in refused(capsys, "--model", "bert-base", "--method", "flor")
     file = tmp_path / "job.toml"
     file.write_text(JOB.replace('"lora"', '"prefix"'))
-    assert "adapter.name: costs are known of full, lora, ffa-lora, lora-sb, got 'prefix'" in refused(capsys, str(file))
+    assert (
+        "adapter 'prefix' with rule 'weighted-mean': costs are known of full with weighted-mean, lora with"
+        in refused(capsys, str(file))
+    )
     file.write_text(JOB.replace("rank = 32", "rank = 0"))
     assert "adapter.rank" in refused(capsys, str(file))
     file.write_text(JOB.replace('"bf16"', '"bf17"'))
@@ -131,16 +134,16 @@ def test_what_cannot_be_counted_is_refused(capsys: pytest.CaptureFixture[str], t
         assert run_app(app, "fedserver", ["cost", "--model", "bert-base", *option]) == Exit.USAGE
 
 
-def test_methods_says_what_each_sends_and_whether_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_says_what_each_sends_and_how_a_job_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(app, "fedserver", ["methods", "--json"]) == Exit.OK
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["methods"]}
     assert list(rows) == list(METHODS)
-    assert {name for name, row in rows.items() if row["runs"]} == {"full", "fedit", "ffa-lora", "fed-sb"}
+    assert {(row["adapter"], row["rule"]) for row in rows.values()} >= {("lora", "flora"), ("lora-sb", "weighted-mean")}
     assert rows["rolora"]["up"] == "B (m × r), then A (r × n)"
     assert [name for name, row in rows.items() if row["changes_base"]] == ["flora", "fedex-lora"]
     assert run_app(app, "fedserver", ["methods"]) == Exit.OK
     assert re.search(
-        r"^  fed-sb +adapter lora-sb +yes +no +R \(r × r\) +R \(r × r\) +Singhal", capsys.readouterr().out, re.M
+        r"^  fed-sb +lora-sb +weighted-mean +yes +no +R \(r × r\) +R \(r × r\) +Singhal", capsys.readouterr().out, re.M
     )
 
 

@@ -59,6 +59,7 @@ def run_through(plan: Plan) -> None:
     """Encode, look at, add up and read one update, as client and server do."""
     values = np.random.default_rng(0).normal(0, 1e-2, sum(SIZES)).astype(np.float32)
     fold = plan.open_fold(values.size)
+    assert fold is not None
     for pipeline in (plan.uplink, plan.downlink):
         frame = pipeline.encode(values, PrivateDraws(b"secret"), SIZES)
         assert len(frame) <= pipeline.max_frame_bytes(SIZES)

@@ -16,7 +16,7 @@ from fedcore.adapters import LoraSbParams, gradient_layout
 from fedcore.errors import InvalidInput, JobFileError, NotFound, UpdateResult
 from fedcore.jobfile import parse_job
 from fedcore.layout import BASIS_GROUP, Layout, Vector
-from fedcore.messages import CHUNK_BYTES, Assignment, WorkKind
+from fedcore.messages import CHUNK_BYTES, Assignment, Piece, WorkKind
 from fedserver.rounds import start
 from fedserver.rounds.start import GradientStart
 from fedsim.transport import InProcessTransport
@@ -77,15 +77,15 @@ async def test_an_assignment_names_the_basis_once_there_is_one(tmp_path: Path) -
         assert (work.kind, work.version) == (WorkKind.TRAIN, 1)
         record = server.federation.version(job_id, 1)
         assert work.basis_digest == record.basis_blob
-        whole = b"".join([chunk async for chunk in ann.transport.download(job_id, 1, 0, basis=True)])
+        whole = b"".join([chunk async for chunk in ann.transport.download(job_id, 1, 0, piece=Piece.BASIS)])
         assert len(whole) == 4 * SB.num_basis_values
-        rest = b"".join([chunk async for chunk in ann.transport.download(job_id, 1, 12, basis=True)])
+        rest = b"".join([chunk async for chunk in ann.transport.download(job_id, 1, 12, piece=Piece.BASIS)])
         assert rest == whole[12:]
         assert server.federation.version(job_id, 0).basis_blob is None
         with pytest.raises(NotFound, match=r"version 0 of job .* has no basis"):
-            await anext(aiter(ann.transport.download(job_id, 0, 0, basis=True)))
+            await anext(aiter(ann.transport.download(job_id, 0, 0, piece=Piece.BASIS)))
         with pytest.raises(InvalidInput, match=f"offset {len(whole) + 1}"):
-            await anext(aiter(ann.transport.download(job_id, 1, len(whole) + 1, basis=True)))
+            await anext(aiter(ann.transport.download(job_id, 1, len(whole) + 1, piece=Piece.BASIS)))
 
 
 @pytest.mark.parametrize("basis", [None, "ab" * 32])

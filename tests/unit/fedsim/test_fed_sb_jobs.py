@@ -28,7 +28,7 @@ from fedcore.adapters import basis_modules, gradient_layout
 from fedcore.errors import JobFailed, Unreachable
 from fedcore.jobfile import Job, parse_job
 from fedcore.layout import Layout, Vector
-from fedcore.messages import UpdateHeader, UploadState, WorkKind
+from fedcore.messages import Piece, UpdateHeader, UploadState, WorkKind
 from fedcore.rng import derive_seed
 from fedsim.pooled import measure
 from fedsim.simulation import Simulated, SimulatedClient, make_clients, simulate
@@ -294,15 +294,15 @@ def test_a_basis_that_is_not_what_was_announced_is_not_trained_with(
 ) -> None:
     class Transport(InProcessTransport):
         async def download(
-            self, job_id: str, version: int, offset: int, *, basis: bool = False
+            self, job_id: str, version: int, offset: int, piece: Piece = Piece.FRAME
         ) -> AsyncIterator[bytes]:
-            chunks = super().download(job_id, version, offset, basis=basis)
-            if not basis or self.client != "client-2":
+            chunks = super().download(job_id, version, offset, piece)
+            if piece is not Piece.BASIS or self.client != "client-2":
                 async for chunk in chunks:
                     yield chunk
                 return
             whole = spoiled(
-                b"".join([chunk async for chunk in super().download(job_id, version, 0, basis=True)]),
+                b"".join([chunk async for chunk in super().download(job_id, version, 0, piece=Piece.BASIS)]),
                 how,
             )
             yield whole[offset:]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from fedcore.errors import InvalidInput
+from fedcore.jobfile import AdapterSection, Job
 from fedcore.names import nearest
 
 
@@ -43,7 +44,8 @@ class Method:
         down: what a client gets, in the same rounds.
         exact: whether the weights that all go on with are the weighted mean of the clients' weights, up to rounding.
         changes_base: whether the frozen weights change, so that who joins late needs every change so far.
-        adapter: the adapter that a job names for it; empty: this version cannot run it.
+        adapter: the adapter that a job names for it.
+        rule: the aggregation rule that it names.
         whole: whether every parameter of the model travels, instead of something for each matrix.
         setup_up: what a client sends for each matrix once, before the first round.
         setup_down: what a client gets once.
@@ -54,16 +56,12 @@ class Method:
     up: tuple[Sends, ...]
     down: tuple[Sends, ...]
     exact: bool
+    adapter: str
+    rule: str = "weighted-mean"
     changes_base: bool = False
-    adapter: str = ""
     whole: bool = False
     setup_up: Sends = ()
     setup_down: Sends = ()
-
-    @property
-    def runs(self) -> bool:
-        """Whether this version can run it."""
-        return bool(self.adapter)
 
     @property
     def up_text(self) -> str:
@@ -110,8 +108,9 @@ METHODS: Final = {
             "rolora",
             "Chen et al., Robust Federated Finetuning of Foundation Models via Alternating Minimization of LoRA, 2024",
             up=((B,), (A,)),
-            down=((B,), (A,)),
+            down=_FACTORS,
             exact=True,
+            adapter="rolora",
         ),
         Method(
             "flora",
@@ -120,6 +119,8 @@ METHODS: Final = {
             up=_FACTORS,
             down=((Sent("stack of A", "Kr", "n"), Sent("stack of B", "m", "Kr")),),
             exact=True,
+            adapter="lora",
+            rule="flora",
             changes_base=True,
         ),
         Method(
@@ -129,6 +130,8 @@ METHODS: Final = {
             up=_FACTORS,
             down=((A, B, Sent("residual's right", "(K-1)r", "n"), Sent("residual's left", "m", "(K-1)r")),),
             exact=True,
+            adapter="lora",
+            rule="fedex-lora",
             changes_base=True,
         ),
         Method(
@@ -138,6 +141,8 @@ METHODS: Final = {
             up=_FACTORS,
             down=_FACTORS,
             exact=False,
+            adapter="lora",
+            rule="flexlora",
         ),
         Method(
             "hetlora",
@@ -145,6 +150,8 @@ METHODS: Final = {
             up=_FACTORS,
             down=_FACTORS,
             exact=False,
+            adapter="lora",
+            rule="hetlora",
         ),
         Method(
             "lora-fair",
@@ -152,6 +159,8 @@ METHODS: Final = {
             up=_FACTORS,
             down=_FACTORS,
             exact=False,
+            adapter="lora",
+            rule="lora-fair",
         ),
         Method(
             "fed-sb",
@@ -181,16 +190,36 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def method_of_adapter(adapter: str) -> Method:
-    """Return the method that a job with this adapter uses.
+def method_of(job: Job) -> Method | None:
+    """Return the method that a job's adapter and rule make up; None: one without a name."""
+    pair = job.adapter.name, job.aggregator.rule
+    return next((method for method in METHODS.values() if (method.adapter, method.rule) == pair), None)
+
+
+def expand_method(job: Job) -> Job:
+    """Return the job with the adapter and the rule of its method written out.
 
     Raises:
-        InvalidInput: what such a job sends is not known here.
+        InvalidInput: there is no such method, or the job names another adapter or rule beside it.
     """
-    known = {method.adapter: method for method in METHODS.values() if method.adapter}
-    if adapter not in known:
-        raise InvalidInput(f"adapter.name: costs are known of {', '.join(known)}, got {adapter!r}")
-    return known[adapter]
+    if job.job.method is None:
+        return job
+    method = find_method(job.job.method)
+    for where, section, key, wanted in (
+        ("adapter", job.adapter, "name", method.adapter),
+        ("aggregator", job.aggregator, "rule", method.rule),
+    ):
+        given = getattr(section, key)
+        # By value: a job that went through JSON has every key.
+        if given not in (wanted, type(section).model_fields[key].default):
+            raise InvalidInput(f"{method.name!r} stands for {where}.{key} {wanted!r}, and the job says {given!r}")
+    return job.model_copy(
+        update={
+            "job": job.job.model_copy(update={"method": None}),
+            "adapter": AdapterSection.model_validate({**job.adapter.params, "name": method.adapter}),
+            "aggregator": job.aggregator.model_copy(update={"rule": method.rule}),
+        }
+    )
 
 
 def words(sends: Sends) -> str:
