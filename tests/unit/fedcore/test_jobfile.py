@@ -116,6 +116,7 @@ def test_a_parameter_may_have_any_name_and_changes_nothing_else(key: str) -> Non
         ("compression", "downlink", [{"codec": "raw"}] * 9, "at most 8 items"),
         ("compression", "uplink", "raw", "valid list"),
         ("compression", "preset", "Fed Zip", "pattern"),
+        ("job", "method", "Fed SB", "pattern"),
         ("compression", "error_feedback", "yes", "valid dictionary"),
         ("aggregator", "rule", "", "pattern"),
         ("aggregator", "max_examples", 0, "greater than or equal to 1"),
