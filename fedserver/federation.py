@@ -188,15 +188,18 @@ class Federation:
             self._sent(job_id, len(chunk))
 
     async def state(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
-        """Yield a version's values from byte `offset` to their end, in chunks, the basis last; raises like `frame`."""
-        found = self.version(job_id, version)
-        num_bytes = self.services.vault.size(found.state_blob)
-        if found.basis_blob is None or offset < num_bytes:
-            async for chunk in self._chunks(found.state_blob, offset):
-                yield chunk
-        if found.basis_blob is not None:
-            async for chunk in self._chunks(found.basis_blob, max(0, offset - num_bytes)):
-                yield chunk
+        """Yield a version's values, its basis and the changes of what is frozen, the oldest first, from byte `offset` on.
+
+        Raises like `frame`.
+        """
+        found, vault, before = self.version(job_id, version), self.services.vault, 0
+        parts = [found.state_blob, *([found.basis_blob] if found.basis_blob else []), *vault.changes(found)]
+        for number, digest in enumerate(parts, 1):
+            num_bytes = vault.size(digest)
+            if offset < before + num_bytes or number == len(parts):
+                async for chunk in self._chunks(digest, max(0, offset - before)):
+                    yield chunk
+            before += num_bytes
 
     async def _chunks(self, digest: str, offset: int) -> AsyncIterator[bytes]:
         vault, loop = self.services.vault, asyncio.get_running_loop()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -70,9 +71,10 @@ class VersionState:
         job: canonical JSON (`fedcore.jobfile.Job.from_json`).
         layout: `fedcore.layout.Layout.from_json`.
         sha256: of the trained values, hexadecimal.
-        num_bytes: of the whole vector, raw float32 little-endian: the trained values, then the basis.
+        num_bytes: of all there is: the trained values and the basis, raw float32 little-endian, then the changes.
         basis_sha256: of the basis; None: there is none.
         basis_bytes: of the basis.
+        changes: SHA-256 and bytes of each change that has led to the frozen matrices (`fedcore.changes`).
         history: a row for each version (docs/status.md).
     """
 
@@ -84,7 +86,18 @@ class VersionState:
     num_bytes: int
     basis_sha256: str | None
     basis_bytes: int
+    changes: tuple[tuple[str, int], ...]
     history: list[dict[str, Any]]
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the trained values and the basis."""
+        return self.num_bytes - sum(num_bytes for _, num_bytes in self.changes)
+
+    def changes_in(self, data: bytes | bytearray) -> list[bytes]:
+        """Return the changes in what `read_version` has returned."""
+        ends = accumulate((num_bytes for _, num_bytes in self.changes), initial=self.state_bytes)
+        return [bytes(data[start:end]) for start, end in pairwise(ends)]
 
 
 class OperatorClient:
@@ -229,14 +242,17 @@ class OperatorClient:
             reply.layout,
             reply.version,
             reply.state_digest,
-            reply.state_bytes + reply.basis_bytes,
+            reply.state_bytes + reply.basis_bytes + sum(change.bytes for change in reply.changes),
             reply.basis_digest or None,
             reply.basis_bytes,
+            tuple((change.digest, change.bytes) for change in reply.changes),
             history,
         )
 
     def read_version(self, wanted: VersionState, on_bytes: Callable[[int], None] = lambda total: None) -> bytearray:
-        """Return a version's vector: raw float32, little-endian, checked against its digests; the basis comes last.
+        """Return a version's vector, raw float32, little-endian, its basis, and the changes of what is frozen.
+
+        All is checked against its digests.
 
         A transfer that breaks goes on from where it was, as long as each try brings something.
 
@@ -263,17 +279,15 @@ class OperatorClient:
                 continue
             if len(data) == before:
                 raise Unreachable(f"the server at {self.address} sent {before} of {wanted.num_bytes} bytes")
-        trained = wanted.num_bytes - wanted.basis_bytes
-        with memoryview(data) as view:
-            parts = [(view[:trained], wanted.sha256)]
-            if wanted.basis_sha256 is not None:
-                parts.append((view[trained:], wanted.basis_sha256))
-            for part, announced in parts:
-                if (found := hashlib.sha256(part).hexdigest()) != announced:
-                    raise StateUnusable(
-                        f"version {wanted.version} has SHA-256 {found}, the server announced {announced}"
-                    )
-                part.release()
+        trained = wanted.state_bytes - wanted.basis_bytes
+        parts = [(wanted.sha256, trained), (wanted.basis_sha256, wanted.basis_bytes), *wanted.changes]
+        start = 0
+        for announced, num_bytes in parts:
+            with memoryview(data)[start : start + num_bytes] as part:
+                found = hashlib.sha256(part).hexdigest()
+            start += num_bytes
+            if announced is not None and found != announced:
+                raise StateUnusable(f"version {wanted.version} has SHA-256 {found}, the server announced {announced}")
         return data
 
     def _ask(self, method: Callable[..., Any], request: Message) -> Any:

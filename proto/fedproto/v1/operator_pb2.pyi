@@ -306,6 +306,7 @@ class VersionReply(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _builtins.int
     BASIS_DIGEST_FIELD_NUMBER: _builtins.int
     BASIS_BYTES_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     job: _builtins.bytes
     layout: _builtins.bytes
@@ -315,6 +316,10 @@ class VersionReply(_message.Message):
     basis_digest: _builtins.str
     """of what the start of the job has set for good; empty: nothing"""
     basis_bytes: _builtins.int
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionChange]:
+        """that have led to the frozen matrices, the oldest first"""
+
     def __init__(
         self,
         *,
@@ -326,14 +331,37 @@ class VersionReply(_message.Message):
         state_bytes: _builtins.int = ...,
         basis_digest: _builtins.str = ...,
         basis_bytes: _builtins.int = ...,
+        changes: _abc.Iterable[Global___VersionChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_bytes", b"basis_bytes", "basis_digest", b"basis_digest", "job", b"job", "job_id", b"job_id", "layout", b"layout", "state_bytes", b"state_bytes", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_bytes", b"basis_bytes", "basis_digest", b"basis_digest", "changes", b"changes", "job", b"job", "job_id", b"job_id", "layout", b"layout", "state_bytes", b"state_bytes", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionReply: _TypeAlias = VersionReply  # noqa: Y015
+
+@_typing.final
+class VersionChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionChange: _TypeAlias = VersionChange  # noqa: Y015
 
 @_typing.final
 class VersionRow(_message.Message):

@@ -137,7 +137,7 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadVersion(self, request, context):
-        """A version's global state, raw float32 little-endian.
+        """A version's global state, raw float32 little-endian, then its basis, then the changes of what is frozen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class OperatorServiceStub:
     ListVersions: _grpc.UnaryStreamMultiCallable[_operator_pb2.JobRequest, _operator_pb2.VersionRow]
     """A row for each version of a job, the oldest first."""
     ReadVersion: _grpc.UnaryStreamMultiCallable[_client_pb2.DownloadRequest, _client_pb2.Chunk]
-    """A version's global state, raw float32 little-endian."""
+    """A version's global state, raw float32 little-endian, then its basis, then the changes of what is frozen."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -61,7 +61,7 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListVersions: _aio.UnaryStreamMultiCallable[_operator_pb2.JobRequest, _operator_pb2.VersionRow]  # type: ignore[assignment]
     """A row for each version of a job, the oldest first."""
     ReadVersion: _aio.UnaryStreamMultiCallable[_client_pb2.DownloadRequest, _client_pb2.Chunk]  # type: ignore[assignment]
-    """A version's global state, raw float32 little-endian."""
+    """A version's global state, raw float32 little-endian, then its basis, then the changes of what is frozen."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -129,6 +129,6 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _client_pb2.DownloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_client_pb2.Chunk], _abc.AsyncIterator[_client_pb2.Chunk]]:
-        """A version's global state, raw float32 little-endian."""
+        """A version's global state, raw float32 little-endian, then its basis, then the changes of what is frozen."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

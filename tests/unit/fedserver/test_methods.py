@@ -59,11 +59,8 @@ def test_a_name_beside_the_method_is_refused(tmp_path: Path) -> None:
     text = '[job]\nname = "x"\nrounds = 1\nmethod = "fed-sb"\n[task]\nname = "digits"\n[schedule]\ncohort = 1\n'
     file.write_text(text)
     assert load_job(file).job.method == "fed-sb"
-    for line, key in (
-        ('[adapter]\nname = "full"\n', "adapter.name"),
-        ('[aggregator]\nrule = "weighted-mean"\n', "aggregator.rule"),
-    ):
-        file.write_text(text + line)
+    for section, key, value in (("adapter", "name", "full"), ("aggregator", "rule", "weighted-mean")):
+        file.write_text(f'{text}[{section}]\n{key} = "{value}"\n')
         with pytest.raises(JobFileError, match=f"stands for {section}.{key} too"):
             load_job(file)
 
