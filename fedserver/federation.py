@@ -188,7 +188,7 @@ class Federation:
             self._sent(job_id, len(chunk))
 
     async def state(self, job_id: str, version: int, offset: int) -> AsyncIterator[bytes]:
-        """Yield a version's values, its basis and the changes of what is frozen, the oldest first, from byte `offset` on.
+        """Yield a version's values, its basis and the changes of what is frozen, the oldest first, from `offset` on.
 
         Raises like `frame`.
         """

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fedclient.adapters.full import Full
 from fedclient.adapters.lora import Lora
@@ -117,3 +120,30 @@ def test_half_precision_model_keeps_its_type_and_travels_as_float32() -> None:
 def test_type_that_no_layout_knows_is_refused() -> None:
     with pytest.raises(LayoutError, match=r"weight: torch\.float64 cannot be trained"):
         Full({}).attach(nn.Linear(3, 2).double(), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_change_of_the_base_is_added_whatever_the_base_is_in(dtype: torch.dtype, transposed: bool) -> None:
+    """In bfloat16 a change of a thousandth would be rounded away."""
+    base = Conv1D(6, 5) if transposed else nn.Linear(5, 6)  # type: ignore[no-untyped-call]
+    model = Lora({"rank": 2}).attach(nn.Sequential(base.to(dtype)), 1)
+    rng = np.random.default_rng(3)
+    x = torch.from_numpy(rng.standard_normal((7, 5))).to(dtype)
+    before = model.module(x).double().detach().numpy()
+    changes = [(rng.standard_normal((6, r)), rng.standard_normal((r, 5))) for r in (3, 0, 1)]
+    for b, a in changes:
+        model.change_base("0", (b * 1e-3).astype(np.float32), a.astype(np.float32))
+    added = sum((1e-3 * x.double().numpy() @ a.T @ b.T for b, a in changes), np.zeros((7, 6)))
+    after = model.module(x).double().detach().numpy()
+    assert np.abs(after - before - added).max() < (1e-6 if dtype is torch.float32 else 2e-2)
+    if dtype is torch.bfloat16:
+        kept: Any = model.module[0]  # type: ignore[index]
+        exact = sum(x.float() @ a.T @ b.T for b, a in kept.changes).double().numpy()
+        assert np.abs(exact - added).max() < 1e-5
+
+
+def test_a_layer_that_keeps_its_matrix_says_so() -> None:
+    model = Full({}).attach(nn.Sequential(nn.Linear(3, 2)), 1)
+    with pytest.raises(InvalidInput, match="0: a Linear keeps its frozen matrix as it is"):
+        model.change_base("0", np.ones((2, 1), np.float32), np.ones((1, 3), np.float32))

@@ -6,6 +6,7 @@ Shape legend: B is m × r, A r × n.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ import fedsim.simulation
 from fedclient.adapters.lora import LoraLinear
 from fedclient.trainer import LocalWorker, Trained, Work
 from fedcore.changes import changed_modules
+from fedcore.errors import JobFailed
 from fedcore.jobfile import Job, parse_job
 from fedcore.layout import Layout, Vector
 from fedcore.messages import Piece, UpdateHeader, UploadState, WorkKind
@@ -248,3 +250,60 @@ def test_clients_of_lower_rank_train_and_send_the_leading_block(adapter: str, ov
         np.testing.assert_array_equal(found[key][weights == 0], base[key][weights == 0])
         assert (weights == 0).any()
         assert len(np.unique(weights)) == 4, "of none, one, two and three clients"
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [("altered", "the frozen matrices have revision"), ("longer", "has more than")]
+)
+def test_changes_that_are_not_what_was_announced_are_not_trained_with(
+    how: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seen: Seen
+) -> None:
+    class Transport(InProcessTransport):
+        async def download(self, job_id: str, version: int, offset: int, piece: Piece = Piece.FRAME) -> Any:
+            whole = b"".join([chunk async for chunk in super().download(job_id, version, offset, piece)])
+            if piece is Piece.CHANGE and self.client == "client-2":
+                whole = whole[:-1] + bytes([whole[-1] ^ 1]) if how == "altered" else whole + bytes(1 << 20)
+            yield whole
+
+    monkeypatch.setattr(fedsim.simulation, "InProcessTransport", Transport)
+    with caplog.at_level(logging.WARNING):
+        run(make_job("flora", rounds=2, schedule={"quorum": 2, "deadline_s": 100.0}))
+    declined = [record for record in caplog.records if record.getMessage() == "declined"]
+    assert {record.__dict__["client"] for record in declined} == {"client-2"}
+    assert reason in declined[0].__dict__["reason"]
+    assert len(seen.deltas[1]) == 2
+
+
+def test_an_update_of_other_frozen_matrices_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seen: Seen
+) -> None:
+    real = UpdateHeader.model_validate
+
+    def lying(fields: Any, **options: Any) -> UpdateHeader:
+        if isinstance(fields, dict) and fields.get("base_revision") and "frame_bytes" in fields:
+            fields = {**fields, "base_revision": "0" * 64}
+        return real(fields, **options)
+
+    monkeypatch.setattr(UpdateHeader, "model_validate", lying)
+    with caplog.at_level(logging.WARNING), pytest.raises(JobFailed):
+        run(make_job("flora", rounds=2, schedule={"max_retries": 0, "deadline_s": 100.0}))
+    refused = [record.__dict__ for record in caplog.records if record.__dict__.get("result") == "wrong-layout"]
+    assert refused
+    assert "frozen matrices of revision 000000000000" in refused[0]["text"]
+
+
+@pytest.mark.parametrize("rule", ["flora", "flexlora", "hetlora"])
+def test_rules_over_factors_take_updates_of_unequal_ranks(rule: str, seen: Seen) -> None:
+    simulated = run(make_job(rule, adapter={"ranks": RANKS}))
+    lengths = {client: len(frame) for client, version, frame in seen.frames if version == 2}
+    assert lengths["client-1"] > lengths["client-2"] > lengths["client-3"]
+    assert simulated.history[-1]["evaluation"]["loss"] < simulated.history[0]["evaluation"]["loss"]
+
+
+def test_updates_that_were_compressed_are_merged_as_they_were_decoded(seen: Seen) -> None:
+    run(make_job("fedex-lora", compression={"uplink": [{"codec": "bf16"}]}))
+    for layer in LAYERS:
+        wanted = mean(seen.after[1], layer)
+        for found in seen.before[2]:
+            away = np.abs(found[layer] - wanted).max() / np.abs(wanted).max()
+            assert 1e-9 < away < 1e-2
