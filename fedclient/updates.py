@@ -81,6 +81,10 @@ class Worker(Protocol):
         """Return the SHA-256 (hex) of the basis that is set; "" if the job has none."""
         ...
 
+    def base_digest(self, work: Work) -> str | None:
+        """Return the digest of what is frozen of the base model; None: nothing is."""
+        ...
+
     def set_basis(self, work: Work, basis: Vector) -> None:
         """Set what the start of the job has fixed."""
         ...
@@ -110,6 +114,7 @@ class _Plan:
     downlink: Pipeline
     uplink: Pipeline
     basis_digest: str
+    base_digest: str | None
 
 
 class Encoded(NamedTuple):
@@ -146,13 +151,16 @@ class UpdateMaker:
         """Return version 0 as a raw frame, with its layout.
 
         Raises:
-            Declined: the job is not valid, names what is not installed here, or its code failed.
+            Declined: the job is not valid, names what is not installed here, asks for another base model, or its code
+                failed.
         """
         with _declining():
             work = self._work(assignment, Job.from_json(assignment.job))
             layout, values_D = self._worker.initialise(work)
+            base_digest = self._worker.base_digest(work)
+            _check_base(assignment, base_digest)
             frame = Pieces(*RAW.parts(values_D, stream(assignment.seed, "encode")))
-            return self._sign(assignment, layout, frame, rows=json.loads(layout.to_json()))
+            return self._sign(assignment, layout, frame, rows=json.loads(layout.to_json()), base_digest=base_digest)
 
     def max_frame_bytes(self, assignment: Assignment) -> int:
         """Check all that can be checked before a download, and return what the frame can have at most.
@@ -277,7 +285,7 @@ class UpdateMaker:
             work, compression = self._work(assignment, job), job.compression
             layout, basis = self._worker.layout(work), self._worker.basis_digest(work)
             pipelines = _pipeline(compression.downlink), _pipeline(compression.uplink)
-            plan = _Plan(assignment.job, job, layout, *pipelines, basis)
+            plan = _Plan(assignment.job, job, layout, *pipelines, basis, self._worker.base_digest(work))
             if compression.error_feedback is not None and plan.uplink.traits.private_draws:
                 raise Declined("error feedback would take back what the uplink hides by its draws")
             self._plans[assignment.job_id] = plan
@@ -286,6 +294,7 @@ class UpdateMaker:
                 f"this client computes layout {plan.layout.digest}, the server has {assignment.layout_digest}: "
                 "task, adapter or their versions differ"
             )
+        _check_base(assignment, plan.base_digest)
         return plan
 
     def _work(self, assignment: Assignment, job: Job) -> Work:
@@ -306,6 +315,7 @@ class UpdateMaker:
         evaluation: Evaluation | None = None,
         encoding_error: float | None = None,
         rows: list[object] | None = None,
+        base_digest: str | None = None,
     ) -> Update:
         update_id = update_id_of(assignment.assignment_id)
         measured = Evaluation(0, {}) if evaluation is None else evaluation
@@ -318,6 +328,7 @@ class UpdateMaker:
             "kind": assignment.kind,
             "layout_digest": layout.digest,
             "basis_digest": assignment.basis_digest or None,
+            "base_digest": base_digest,
             "frame_bytes": len(frame),
             "frame_digest": frame.sha256(),
             "num_examples": num_examples,
@@ -339,6 +350,20 @@ class UpdateMaker:
 def update_id_of(assignment_id: str) -> str:
     """Return the id of an assignment's update: one and the same for every try, also after a crash."""
     return hashlib.sha256(f"update:{assignment_id}".encode()).hexdigest()[:32]
+
+
+def _check_base(assignment: Assignment, own: str | None) -> None:
+    """Decline work for another base model than this client's; a job may not say which one it is for."""
+    if assignment.base_digest in ("", own):
+        return
+    if own is None:
+        raise Declined(
+            f"the job is for a base model with digest {assignment.base_digest}, and nothing is frozen of this client's"
+        )
+    raise Declined(
+        f"this client's base model has digest {own}, the job's has {assignment.base_digest}: weights that are not"
+        " trained differ; use the same revision of the model's files as the others, which `fedclient base` compares"
+    )
 
 
 def _pipeline(stages: Sequence[CodecStage]) -> Pipeline:

@@ -56,6 +56,11 @@ class JobSection(_Section):
     rounds: int = Field(ge=1, le=1_000_000, description="How many versions to compute after version 0.")
     seed: int = Field(default=0, ge=0, lt=2**53, description="Every random choice of the job follows from it.")
     description: str = Field(default="", max_length=2000, description="Goes into the model card.")
+    base_digest: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Only clients whose base model has this digest take part; default: that of the first one.",
+    )
 
 
 class TaskSection(_Plugin):

@@ -101,6 +101,7 @@ class Assignment:
             float32; empty if there is nothing of that kind, or not yet. A client downloads it once.
         counted_in: the newest version that holds an update of this client, which was computed from the one before; 0:
             none, or the job has no error feedback or forgets one of that age.
+        base_digest: of the base model that the job is for (`UpdateHeader.base_digest`); empty: not known, or none.
     """
 
     assignment_id: str
@@ -116,6 +117,7 @@ class Assignment:
     frame: bytes = b""
     counted_in: int = 0
     basis_digest: str = ""
+    base_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ class UpdateHeader(BaseModel):
             or nobody's business. The canonical form then lacks the key.
         basis_digest: of the basis that this was computed with; None for a job without. The canonical form then lacks
             the key.
+        base_digest: only for `WorkKind.INITIALISE`: of the weights of the sender's base model that are not trained,
+            as `fedclient.basedigest` defines it; None where there are none. The canonical form then lacks the key.
         layout: rows of the layout, only for `WorkKind.INITIALISE`.
     """
 
@@ -186,6 +190,7 @@ class UpdateHeader(BaseModel):
     evaluation: Metrics = Field(default_factory=dict)
     encoding_error: Annotated[float, Field(ge=0, le=MAX_METRIC)] | None = None
     basis_digest: Digest | None = None
+    base_digest: Digest | None = None
     layout: list[Any] | None = None  # of Any, for checking each value as `JsonValue` takes seconds for a long header
 
     @field_validator("kind", mode="before")
@@ -202,7 +207,7 @@ class UpdateHeader(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Return the canonical form: JSON with sorted keys, no spaces, ASCII."""
-        absent = {name for name in ("basis_digest", "encoding_error") if getattr(self, name) is None}
+        absent = {name for name in ("base_digest", "basis_digest", "encoding_error") if getattr(self, name) is None}
         tree = self.model_dump(mode="json", exclude=absent)
         return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode("ascii")
 

@@ -89,7 +89,12 @@ class Federation:
         plan = make_plan(Job.from_json(spec), "job")
         job = plan.job
         record = JobRecord(
-            uuid.uuid4().hex, job.job.name, job.to_json(), JobStatus.RUNNING, self.services.clock.wall_s()
+            uuid.uuid4().hex,
+            job.job.name,
+            job.to_json(),
+            JobStatus.RUNNING,
+            self.services.clock.wall_s(),
+            base_digest=job.job.base_digest,
         )
         await self.services.journal.write(record)
         self._start(record, plan)

@@ -184,6 +184,7 @@ def _conclude(
         version=simulated.version.version,
         state_sha256=simulated.version.state_blob,
         basis_sha256=simulated.version.basis_blob,
+        base_digest=simulated.status["base_digest"],
         history=simulated.history,
     )
     exported = export_version(what, simulated.state, out, force=True)

@@ -93,8 +93,9 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
             f"frame of {len(message.frame)} bytes within the session, announced are {message.frame_bytes}, at most"
             f" {MESSAGE_BYTES} are sent so"
         )
-    if message.basis_digest and _DIGEST.fullmatch(message.basis_digest) is None:
-        raise UnfitAssignment(f"basis_digest {message.basis_digest[:80]!r} is not 64 hexadecimal digits")
+    for name, value in (("basis_digest", message.basis_digest), ("base_digest", message.base_digest)):
+        if value and _DIGEST.fullmatch(value) is None:
+            raise UnfitAssignment(f"{name} {value[:80]!r} is not 64 hexadecimal digits")
     if message.counted_in > message.version:
         raise UnfitAssignment(f"counted_in {message.counted_in} is above the version, {message.version}")
     return Assignment(
@@ -111,6 +112,7 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
         frame=message.frame,
         counted_in=message.counted_in,
         basis_digest=message.basis_digest,
+        base_digest=message.base_digest,
     )
 
 

@@ -53,6 +53,7 @@ def export(
         version=wanted.version,
         state_sha256=wanted.sha256,
         basis_sha256=wanted.basis_sha256,
+        base_digest=wanted.base_digest,
         history=wanted.history,
     )
     made = export_version(what, state, out, force=force)

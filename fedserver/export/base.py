@@ -35,6 +35,7 @@ class Exportable:
         history: `fedserver.status.history_of` the job: a row for each version, the oldest first. Rows after
             `version` are ignored.
         basis_sha256: of what the start of the job has set for good; None: nothing.
+        base_digest: of the base model's frozen weights; None: not known, or none is frozen.
     """
 
     federation: str
@@ -45,6 +46,7 @@ class Exportable:
     state_sha256: str
     history: list[dict[str, Any]]
     basis_sha256: str | None = None
+    base_digest: str | None = None
 
     @property
     def is_lora(self) -> bool:

@@ -120,6 +120,8 @@ def _method_rows(what: Exportable) -> Iterator[tuple[str, str]]:
     base = base_model_of(job)
     if base is not None:
         yield "base model", code(base)
+    if what.base_digest is not None:
+        yield "digest of the base's frozen weights", f"`{what.base_digest}` (`fedclient base` compares)"
     yield "adapter", _plugin(job.adapter.name, job.adapter.params)
     if what.is_lora:
         modules = adapted_modules(what.layout)

@@ -22,7 +22,7 @@ from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.figures import mean_encoding_error
 from fedserver.rounds.plan import INITIAL, Plan
 from fedserver.rounds.traffic import VALUE_BYTES, Volume
-from fedserver.state.records import BlobRecord, VersionRecord
+from fedserver.state.records import BlobRecord, JobRecord, VersionRecord
 from fedserver.state.vault import RELEASE_BYTES, Kept, Vault, passing, release
 
 BLOCK_VALUES = 1 << 18
@@ -47,6 +47,7 @@ class WrittenVersion:
         frame: what clients download.
         optimizer_blob: the server optimiser's state; None if it keeps none, or before its first step.
         basis_blob: what the start of the job has set for good; None for a job without, and before its start.
+        base_digest: of the base model that version 0 was made with; None: nothing of that is frozen, or not version 0.
         small: those of these bytes that are to be journaled with the version's record.
     """
 
@@ -57,6 +58,13 @@ class WrittenVersion:
     optimizer_blob: str | None
     basis_blob: str | None
     small: tuple[BlobRecord, ...]
+    base_digest: str | None = None
+
+    def job(self, record: JobRecord) -> JobRecord:
+        """Return what is journaled of the job beside it."""
+        if self.number:
+            return record
+        return replace(record, layout=self.layout.to_json(), base_digest=self.base_digest)
 
     def record(self, attempt: Attempt, volume: Volume, wall_s: float) -> VersionRecord:
         """Return what is journaled of it."""
@@ -116,7 +124,8 @@ def _first_version(vault: Vault, plan: Plan, attempt: Attempt) -> WrittenVersion
             basis.write(values[trained:].data.cast("B"))
         written = state.commit()
         written_basis = basis.commit() if first.num_basis_values else None
-    return _written(0, layout, written, _write_frame(vault, plan, layout, written, 0), None, written_basis)
+    version = _written(0, layout, written, _write_frame(vault, plan, layout, written, 0), None, written_basis)
+    return replace(version, base_digest=header.base_digest)
 
 
 def _start(vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, latest: VersionRecord) -> WrittenVersion:

@@ -188,6 +188,7 @@ def _order(order: Assignment | Cancel | Answer) -> pb.SessionReply:
             assignment.frame = order.frame
             assignment.counted_in = order.counted_in
             assignment.basis_digest = order.basis_digest
+            assignment.base_digest = order.base_digest
             return reply
 
 

@@ -73,6 +73,7 @@ class VersionState:
         num_bytes: of the whole vector, raw float32 little-endian: the trained values, then the basis.
         basis_sha256: of the basis; None: there is none.
         basis_bytes: of the basis.
+        base_digest: of the base model's frozen weights; None: not known, or none is frozen.
         history: a row for each version (docs/status.md).
     """
 
@@ -85,6 +86,7 @@ class VersionState:
     basis_sha256: str | None
     basis_bytes: int
     history: list[dict[str, Any]]
+    base_digest: str | None = None
 
 
 class OperatorClient:
@@ -233,6 +235,7 @@ class OperatorClient:
             reply.basis_digest or None,
             reply.basis_bytes,
             history,
+            reply.base_digest or None,
         )
 
     def read_version(self, wanted: VersionState, on_bytes: Callable[[int], None] = lambda total: None) -> bytearray:

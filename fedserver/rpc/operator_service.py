@@ -78,6 +78,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             state_bytes=vault.size(version.state_blob),
             basis_digest=basis or "",
             basis_bytes=0 if basis is None else vault.size(basis),
+            base_digest=job.base_digest or "",
         )
 
     async def ListVersions(self, request: pb.JobRequest, context: Context) -> AsyncIterator[pb.VersionRow]:

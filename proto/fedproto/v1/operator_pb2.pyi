@@ -306,6 +306,7 @@ class VersionReply(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _builtins.int
     BASIS_DIGEST_FIELD_NUMBER: _builtins.int
     BASIS_BYTES_FIELD_NUMBER: _builtins.int
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     job: _builtins.bytes
     layout: _builtins.bytes
@@ -315,6 +316,8 @@ class VersionReply(_message.Message):
     basis_digest: _builtins.str
     """of what the start of the job has set for good; empty: nothing"""
     basis_bytes: _builtins.int
+    base_digest: _builtins.str
+    """of the base model's frozen weights; empty: not known, or none is frozen"""
     def __init__(
         self,
         *,
@@ -326,10 +329,11 @@ class VersionReply(_message.Message):
         state_bytes: _builtins.int = ...,
         basis_digest: _builtins.str = ...,
         basis_bytes: _builtins.int = ...,
+        base_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_bytes", b"basis_bytes", "basis_digest", b"basis_digest", "job", b"job", "job_id", b"job_id", "layout", b"layout", "state_bytes", b"state_bytes", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "basis_bytes", b"basis_bytes", "basis_digest", b"basis_digest", "job", b"job", "job_id", b"job_id", "layout", b"layout", "state_bytes", b"state_bytes", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,9 @@ class Worker:
     def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
         raise AssertionError("no job here starts from gradients")
 
+    def base_digest(self, work: Work) -> str | None:
+        return None
+
     def basis_digest(self, work: Work) -> str:
         return ""
 
