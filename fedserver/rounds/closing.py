@@ -14,9 +14,12 @@ import numpy as np
 
 from fedagg.base import Fold
 from fedagg.optimizers.base import ServerOptimizer
+from fedcore.errors import InvalidInput, JobFailed
 from fedcore.layout import Layout, Vector
 from fedcore.messages import WorkKind
 from fedcore.rng import stream
+from fedserver.initial.adapter import GivenValues
+from fedserver.initial.tensors import TensorFile
 from fedserver.rounds.admission import layout_of
 from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.figures import mean_encoding_error
@@ -86,7 +89,12 @@ class WrittenVersion:
 
 
 def write_version(
-    vault: Vault, plan: Plan, attempt: Attempt, layout: Layout | None, latest: VersionRecord | None
+    vault: Vault,
+    plan: Plan,
+    attempt: Attempt,
+    layout: Layout | None,
+    latest: VersionRecord | None,
+    adapter: str | None = None,
 ) -> WrittenVersion:
     """Compute and write the version that a sealed attempt leads to.
 
@@ -96,13 +104,15 @@ def write_version(
         attempt: holds at least one accepted update.
         layout: of the job; None as long as there is no version.
         latest: the version that the updates were computed from; None as long as there is none.
+        adapter: digest of the PEFT weights that version 0 takes its values from; None: from the client.
 
     Raises:
+        JobFailed: those weights are not the ones that the job trains; or, of a start from gradients, see there.
         StateUnusable: a blob that it is computed from is missing, or has lost or gained bytes. Digests are
             compared only when a job is recovered: that would cost each round most of a second for a GiB.
     """
     if attempt.kind is WorkKind.INITIALISE:
-        return _first_version(vault, plan, attempt)
+        return _first_version(vault, plan, attempt, adapter)
     assert layout is not None
     assert latest is not None
     if attempt.kind is WorkKind.GRADIENT:
@@ -111,14 +121,21 @@ def write_version(
     return _next_version(vault, plan, attempt.fold, layout, latest)
 
 
-def _first_version(vault: Vault, plan: Plan, attempt: Attempt) -> WrittenVersion:
+def _first_version(vault: Vault, plan: Plan, attempt: Attempt, adapter: str | None) -> WrittenVersion:
     ((client, header),) = attempt.headers.items()
     layout = layout_of(header)
+    try:
+        given = None if adapter is None else GivenValues(TensorFile(vault.open(adapter)), layout)
+    except InvalidInput as error:
+        raise JobFailed(f"the adapter that the job was to start from does not fit: {error}") from error
     sent = vault.open(attempt.frames[client], header.frame_bytes)
     with vault.writer() as state, vault.writer() as basis:
         moving, first = layout.moving.num_values, layout if plan.start is None else layout.moving
         for part in passing(INITIAL.open(sent, first.sizes), sent):
             values = np.ascontiguousarray(part.dense(), dtype="<f4")
+            if given is not None:
+                values = values.copy()  # it may be a view of the frame
+                given.fill(values, part.start)
             trained = max(0, min(values.size, moving - part.start))
             state.write(values[:trained].data.cast("B"))
             basis.write(values[trained:].data.cast("B"))

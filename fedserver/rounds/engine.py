@@ -255,6 +255,7 @@ class JobEngine:
                 attempt,
                 self.layout,
                 self.latest,
+                self.record.adapter_blob,
             )
             self._spare = attempt.fold
             self.layout, self.record = written.layout, written.job(self.record)

@@ -64,6 +64,7 @@ class JobRecord:
         layout: the layout's bytes; None until version 0 exists.
         base_digest: of the base model that it is for (`fedcore.messages.UpdateHeader`): what the job file pins, else
             what version 0 was made with; None: not known yet, or nothing is frozen.
+        adapter_blob: the PEFT weights (safetensors) whose values version 0 has; None: it has what the adapter draws.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("job_id",)
@@ -77,6 +78,7 @@ class JobRecord:
     failure: str = ""
     layout: bytes | None = None
     base_digest: str | None = None
+    adapter_blob: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
