@@ -71,6 +71,10 @@ class EchoWorker:
         """Refuse."""
         raise AssertionError("no job here starts from gradients")
 
+    def base_digest(self, work: Work) -> str | None:
+        """Nothing is frozen."""
+        return None
+
     def basis_digest(self, work: Work) -> str:
         """Return none."""
         return ""

@@ -1,4 +1,4 @@
-"""One digest for all weights of a base model: two that differ in a single bit have different digests.
+"""One digest for the weights of a base model: two that differ in a single bit have different digests.
 
 No torch at import.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,6 +31,8 @@ _DTYPES: Final = {
     "torch.int8": "I8",
     "torch.uint8": "U8",
     "torch.bool": "BOOL",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
 }
 
 
@@ -50,9 +52,37 @@ def base_digest(model: nn.Module | Path) -> str:
     """
     if isinstance(model, Path):
         return _of_files(model)
+    return _of_weights(weights_of(model))
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a model saves, by name: the very parameters and buffers, no copies."""
+    from torch import Tensor
+
+    # A module may save other things too, which are no weights.
+    return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+
+
+def frozen_digest(weights: Mapping[str, Tensor], moving: Iterable[Tensor]) -> str | None:
+    """Return the digest of those of a base's weights that stay as they are; None: every parameter is trained.
+
+    Without frozen parameters the buffers alone, which each client keeps for itself, make no base.
+
+    Args:
+        weights: of the model before an adapter was attached, from `weights_of`.
+        moving: what is trained, or set by the start of the job: that comes from the server.
+    """
+    from torch import nn
+
+    left_out = {id(tensor) for tensor in moving}
+    frozen = {name: tensor for name, tensor in weights.items() if id(tensor) not in left_out}
+    return _of_weights(frozen) if any(isinstance(tensor, nn.Parameter) for tensor in frozen.values()) else None
+
+
+def _of_weights(weights: Mapping[str, Tensor]) -> str:
     tensors: dict[str, str] = {}
     seen: set[tuple[object, ...]] = set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if place in seen and tensor.numel():
             continue
@@ -99,17 +129,17 @@ def _of_file(file: Path, size: int, mtime_ns: int) -> Mapping[str, str]:
     return tensors
 
 
-def _pieces_of(tensor: Tensor) -> Iterator[bytes]:
+def _pieces_of(tensor: Tensor) -> Iterator[memoryview]:
     """Yield the tensor's values in row-major order, as they lie in memory."""
     import torch
 
     flat = tensor.detach().reshape(-1)
     step = _PIECE_BYTES // flat.element_size()
     for start in range(0, len(flat), step):
-        yield flat[start : start + step].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+        yield flat[start : start + step].contiguous().cpu().view(torch.uint8).numpy().data
 
 
-def _of_tensor(dtype: str, shape: list[int], pieces: Iterator[bytes]) -> str:
+def _of_tensor(dtype: str, shape: list[int], pieces: Iterator[bytes | memoryview]) -> str:
     digest = hashlib.sha256(json.dumps([dtype, shape]).encode() + b"\n")
     for piece in pieces:
         digest.update(piece)

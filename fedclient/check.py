@@ -1,4 +1,4 @@
-"""`fedclient check`: would this client work, and if not, why not?"""
+"""`fedclient check` and `fedclient base`: would this client work, and if not, why not?"""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
+from fedclient.basedigest import base_digest
 from fedclient.daemon import ClientSettings, load_identity, make_worker
 from fedclient.identity import ClientIdentity
 from fedcore.clock import Clock
 from fedcore.errors import Exit, FedError
+from fedcore.jobfile import load_job
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,24 @@ async def check_client(settings: ClientSettings, clock: Clock) -> list[Finding]:
     if identity is not None:
         findings.append(await _check_server(settings, identity, clock))
     return findings
+
+
+def base_of(path: Path, settings: ClientSettings) -> str | None:
+    """Return the digest of a folder's or a file's safetensors, or of what is frozen of the model for a job file.
+
+    Raises:
+        InvalidInput: there is no such thing, it is damaged, or the model cannot be built here; or for another reason of
+            the task's.
+    """
+    if path.suffix != ".toml":
+        return base_digest(path)
+    from fedclient.tasks.files import load_task_file
+    from fedclient.trainer import Work
+
+    job, worker = load_job(path), make_worker(settings)
+    for file in settings.task_files:
+        load_task_file(file)
+    return worker.base_digest(Work(path.name, job, 0, "", 0))
 
 
 async def _check_server(settings: ClientSettings, identity: ClientIdentity, clock: Clock) -> Finding:

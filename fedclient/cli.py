@@ -130,6 +130,34 @@ def check(
     return next((finding.exit_code for finding in findings if finding.exit_code is not Exit.OK), Exit.OK)
 
 
+@app.command()
+def base(
+    path: Annotated[Path, typer.Argument(help="A folder with safetensors files, or a job file.", show_default=False)],
+    data: DataOption = None,
+    task_file: TaskFileOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "auto",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Print the digest of a base model's weights, to be compared with that of others.
+
+    Of a folder: of all that its safetensors files hold. Of a job file: of what stays frozen of the model that this
+    client builds for it, which is what `job.base_digest` pins.
+    """
+    from fedclient.check import base_of
+    from fedclient.daemon import ClientSettings
+
+    logs.configure(log_level, log_format=log_format)
+    settings = ClientSettings(Path(), parse_data(data or []), tuple(task_file or ()), device, threads)
+    digest = base_of(path, settings)
+    if as_json:
+        print_json({"path": str(path), "base_digest": digest})
+    else:
+        typer.echo(digest or "none: nothing of the model is frozen")
+
+
 def parse_data(pairs: list[str]) -> dict[str, str]:
     """Return ``KEY=VALUE`` texts as a mapping.
 

@@ -19,12 +19,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedclient.backoff import Backoff, Retry
+from fedclient.declining import Declined
 from fedclient.inhand import MAX_IN_HAND, Entry, InHand
 from fedclient.residuals import Residuals
 from fedclient.trainer import Stopped
 from fedclient.transfer import Frames, deliver
 from fedclient.transport.base import Session, Transport
-from fedclient.updates import Declined, UpdateMaker
+from fedclient.updates import UpdateMaker
 from fedclient.worker import Worker
 from fedcore.clock import Clock
 from fedcore.errors import FedError, Unauthenticated, Unreachable, UpdateResult

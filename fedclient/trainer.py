@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedclient.adapters import ADAPTERS
+from fedclient.basedigest import frozen_digest, weights_of
 from fedclient.tasks import TASKS
 from fedcore.changes import read_change
 from fedcore.errors import FedError, InvalidInput
@@ -137,6 +138,7 @@ class LocalWorker:
         self._options = dict(data)
         self._tasks = TASKS if tasks is None else tasks
         self._built: dict[str, _Built] = {}
+        self._base_digests: dict[str, str | None] = {}  # of each job's model as it was last built
 
     @property
     def device_description(self) -> str:
@@ -233,6 +235,15 @@ class LocalWorker:
         """Return the SHA-256 (hex) of the basis that is set; "" if there is none. Raises like `initialise`."""
         return self._get(work).basis_digest
 
+    def base_digest(self, work: Work) -> str | None:
+        """Return the digest of what is frozen of the base model, as it was built; None: nothing is.
+
+        See `fedclient.basedigest.frozen_digest`. Raises like `initialise`.
+        """
+        if work.job_id not in self._base_digests:
+            self._build_model(work, self._make_task(work))
+        return self._base_digests[work.job_id]
+
     def set_basis(self, work: Work, basis: Vector) -> None:
         """Set what the start of the job has fixed: the last values of the layout; raises like `initialise`."""
         built = self._get(work)
@@ -264,6 +275,7 @@ class LocalWorker:
     def forget(self, job_id: str) -> None:
         """Drop what is kept for a job; nothing happens if there is nothing."""
         self._built.pop(job_id, None)
+        self._base_digests.pop(job_id, None)
 
     def _get(self, work: Work) -> _Built:
         built = self._built.get(work.job_id)
@@ -292,7 +304,10 @@ class LocalWorker:
         adapter = ADAPTERS.get(work.job.adapter.name)(work.job.adapter.params)
         with self._seeded(derive_seed(seed, "model")):
             # On the CPU first: initial values must not depend on where a client computes.
-            model = adapter.attach(task.build_model(), derive_seed(seed, "adapter"))
+            base = task.build_model()
+            weights = weights_of(base)
+            model = adapter.attach(base, derive_seed(seed, "adapter"))
+        self._base_digests[work.job_id] = frozen_digest(weights, [*model.parameters, *model.basis.values()])
         model.module.to(self._device)
         return model
 

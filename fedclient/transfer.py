@@ -7,8 +7,9 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 
 from fedclient.backoff import Retry
+from fedclient.declining import Declined
 from fedclient.transport.base import Transport
-from fedclient.updates import MAX_JOBS, Declined, Update
+from fedclient.updates import MAX_JOBS, Update
 from fedcore.errors import Unreachable, UpdateRejected
 from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES, Assignment, Piece, UploadState
 

@@ -11,8 +11,7 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -20,15 +19,16 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
+from fedclient.declining import Declined, declining
 from fedclient.pieces import Pieces
 from fedclient.residuals import Residuals, corrected, encoding_error
-from fedclient.trainer import Evaluation, Stopped, Work
+from fedclient.trainer import Evaluation, Work
 from fedclient.worker import Worker
 from fedcodec import Pipeline, build_pipeline
 from fedcore.adapters import LoraSbParams, gradient_layout
 from fedcore.changes import begin_again, max_change_bytes, next_revision
 from fedcore.draws import Draws, PrivateDraws
-from fedcore.errors import FedError, StorageFailed
+from fedcore.errors import FedError
 from fedcore.identity import sign
 from fedcore.jobfile import CodecStage, Job
 from fedcore.layout import Layout, Vector
@@ -44,12 +44,6 @@ MAX_JOBS: Final = 4
 """Jobs whose models, data and newest frames stay in memory. Nobody tells a client that a job is over."""
 
 _log: Final = logging.getLogger(__name__)
-
-
-class Declined(FedError):
-    """The client will not or cannot do the work; the text goes to the operator."""
-
-    code = "declined"
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,7 @@ class _Plan:
     downlink: Pipeline
     uplink: Pipeline
     basis_digest: str
+    base_digest: str | None
     revision: str = ""
     changed_to: int = 0
 
@@ -114,13 +109,16 @@ class UpdateMaker:
         """Return version 0 as a raw frame, with its layout.
 
         Raises:
-            Declined: the job is not valid, names what is not installed here, or its code failed.
+            Declined: the job is not valid, names what is not installed here, asks for another base model, or its code
+                failed.
         """
-        with _declining():
+        with declining():
             work = self._work(assignment, Job.from_json(assignment.job))
             layout, values_D = self._worker.initialise(work)
+            base_digest = self._worker.base_digest(work)
+            _check_base(assignment, base_digest)
             frame = Pieces(*RAW.parts(values_D, stream(assignment.seed, "encode")))
-            return self._sign(assignment, layout, frame, rows=json.loads(layout.to_json()))
+            return self._sign(assignment, layout, frame, rows=json.loads(layout.to_json()), base_digest=base_digest)
 
     def max_frame_bytes(self, assignment: Assignment) -> int:
         """Check all that can be checked before a download, and return what the frame can have at most.
@@ -128,7 +126,7 @@ class UpdateMaker:
         Raises:
             Declined: as for `initialise`, or this client computes another layout than the server has.
         """
-        with _declining():
+        with declining():
             plan = self._plan(assignment)
             return plan.downlink.max_frame_bytes(plan.layout.moving.sizes)
 
@@ -138,7 +136,7 @@ class UpdateMaker:
         Raises:
             Declined: as for `max_frame_bytes`.
         """
-        with _declining():
+        with declining():
             plan = self._plan(assignment)
             if plan.job.aggregator.rule != BEGINS_ANEW or not assignment.version:
                 return None
@@ -155,7 +153,7 @@ class UpdateMaker:
         Raises:
             Declined: as for `max_frame_bytes`.
         """
-        with _declining():
+        with declining():
             plan = self._plan(assignment)
             return 0 if self._has_basis(assignment, plan) else 4 * plan.layout.num_basis_values
 
@@ -165,7 +163,7 @@ class UpdateMaker:
         Raises:
             Declined: as for `max_frame_bytes`, or it is not the one that was announced.
         """
-        with _declining():
+        with declining():
             plan = self._plan(assignment)
             found = hashlib.sha256(basis).hexdigest()
             if found != assignment.basis_digest:
@@ -179,7 +177,7 @@ class UpdateMaker:
         Raises:
             Declined: as for `max_frame_bytes`.
         """
-        with _declining():
+        with declining():
             plan = self._plan(assignment)
             if assignment.base_revision == plan.revision:
                 return range(0), 0
@@ -198,7 +196,7 @@ class UpdateMaker:
             Declined: as for `max_frame_bytes`, or it is malformed, or with the last one the frozen matrices are not
                 what was announced; then they are what they were in the beginning.
         """
-        with _declining():
+        with declining():
             plan = self._plan(assignment)
             work = self._work(assignment, plan.job)
             revision = next_revision(plan.revision, hashlib.sha256(change).hexdigest())
@@ -227,7 +225,7 @@ class UpdateMaker:
             Stopped: `stop` was set.
             StorageFailed: what encoding left out cannot be kept, and would be lost.
         """
-        with _declining():
+        with declining():
             plan = self._plan(assignment)
             work = self._work(assignment, plan.job)
             if not self._has_basis(assignment, plan):
@@ -305,7 +303,8 @@ class UpdateMaker:
             work, compression = self._work(assignment, job), job.compression
             layout, basis = self._worker.layout(work), self._worker.basis_digest(work)
             pipelines = _pipeline(compression.downlink), _pipeline(compression.uplink)
-            plan = _Plan(assignment.job, job, layout, Sending.of(job.adapter), *pipelines, basis)
+            base = self._worker.base_digest(work)
+            plan = _Plan(assignment.job, job, layout, Sending.of(job.adapter), *pipelines, basis, base)
             if compression.error_feedback is not None and plan.uplink.traits.private_draws:
                 raise Declined("error feedback would take back what the uplink hides by its draws")
             self._plans[assignment.job_id] = plan
@@ -314,6 +313,7 @@ class UpdateMaker:
                 f"this client computes layout {plan.layout.digest}, the server has {assignment.layout_digest}: "
                 "task, adapter or their versions differ"
             )
+        _check_base(assignment, plan.base_digest)
         return plan
 
     def _work(self, assignment: Assignment, job: Job) -> Work:
@@ -334,6 +334,7 @@ class UpdateMaker:
         evaluation: Evaluation | None = None,
         encoding_error: float | None = None,
         rows: list[object] | None = None,
+        base_digest: str | None = None,
     ) -> Update:
         update_id = update_id_of(assignment.assignment_id)
         measured = Evaluation(0, {}) if evaluation is None else evaluation
@@ -347,6 +348,7 @@ class UpdateMaker:
             "layout_digest": layout.digest,
             "basis_digest": assignment.basis_digest or None,
             "base_revision": assignment.base_revision or None,
+            "base_digest": base_digest,
             "frame_bytes": len(frame),
             "frame_digest": frame.sha256(),
             "num_examples": num_examples,
@@ -370,6 +372,20 @@ def update_id_of(assignment_id: str) -> str:
     return hashlib.sha256(f"update:{assignment_id}".encode()).hexdigest()[:32]
 
 
+def _check_base(assignment: Assignment, own: str | None) -> None:
+    """Decline work for another base model than this client's; a job may not say which one it is for."""
+    if assignment.base_digest in ("", own):
+        return
+    if own is None:
+        raise Declined(
+            f"the job is for a base model with digest {assignment.base_digest}, and nothing is frozen of this client's"
+        )
+    raise Declined(
+        f"this client's base model has digest {own}, the job's has {assignment.base_digest}: weights that are not"
+        " trained differ; use the same revision of the model's files as the others, which `fedclient base` compares"
+    )
+
+
 def _pipeline(stages: Sequence[CodecStage]) -> Pipeline:
     return build_pipeline([stage.model_dump(mode="json") for stage in stages])
 
@@ -381,18 +397,3 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     if left_out:
         _log.warning("metrics left out: not finite", extra={"metrics": left_out})
     return {name: value for name, value in numbers.items() if name not in left_out}
-
-
-@contextmanager
-def _declining() -> Iterator[None]:
-    """Turn what fails inside into a reason to decline: here the client meets code of its user."""
-    try:
-        yield
-    except (Stopped, Declined, StorageFailed):
-        raise
-    except FedError as error:
-        raise Declined(str(error)) from error
-    except (Exception, SystemExit) as error:
-        # A task is its owner's code and may fail in any way; the client outlives it and says what happened.
-        _log.exception("task failed")
-        raise Declined(f"task failed: {type(error).__name__}: {error}") from error

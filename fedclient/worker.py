@@ -44,6 +44,10 @@ class Worker(Protocol):
         """Return the SHA-256 (hex) of the basis that is set; "" if the job has none."""
         ...
 
+    def base_digest(self, work: Work) -> str | None:
+        """Return the digest of what is frozen of the base model; None: nothing is."""
+        ...
+
     def set_basis(self, work: Work, basis: Vector) -> None:
         """Set what the start of the job has fixed."""
         ...

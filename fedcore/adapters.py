@@ -90,6 +90,10 @@ LORA_PARAMS: Final[Mapping[str, type[LoraParams | LoraSbParams]]] = {
 }
 PEFT_ADAPTERS: Final = frozenset(LORA_PARAMS)
 """Adapters that are exported for the `peft` package."""
+PEFT_STARTS: Final = frozenset({"lora", "ffa-lora"})
+"""Adapters whose jobs can start from one of the `peft` package."""
+PEFT_PREFIX: Final = "base_model.model."
+"""What the `peft` package puts before a tensor's name."""
 
 
 def basis_modules(layout: Layout) -> dict[str, tuple[int, int, int]]:
@@ -129,7 +133,12 @@ def peft_state_names(layout: Layout) -> dict[str, str]:
         LayoutError: the layout is not one of complete A, B pairs of one rank each.
     """
     lora_modules(layout)
-    return {tensor.name: f"base_model.model.{tensor.name}" for tensor in layout.tensors}
+    return {tensor.name: PEFT_PREFIX + tensor.name for tensor in layout.tensors}
+
+
+def is_lora_factor(name: str) -> bool:
+    """Whether a tensor's name is that of A or B of an adapted layer."""
+    return name.endswith((_A, _B))
 
 
 def adapted_modules(layout: Layout) -> dict[str, int]:

@@ -57,6 +57,7 @@ class UpdateResult(StrEnum):
     TOO_LATE = "too-late"
     WRONG_VERSION = "wrong-version"
     WRONG_LAYOUT = "wrong-layout"
+    WRONG_BASE = "wrong-base"
     WRONG_SIZE = "wrong-size"
     WRONG_DIGEST = "wrong-digest"
     BAD_SIGNATURE = "bad-signature"

@@ -57,6 +57,11 @@ class JobSection(_Section):
     seed: int = Field(default=0, ge=0, lt=2**53, description="Every random choice of the job follows from it.")
     description: str = Field(default="", max_length=2000, description="Goes into the model card.")
     method: Name | None = Field(default=None, description="A known pair of adapter and rule, instead of their names.")
+    base_digest: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Only clients whose base model has this digest take part; default: that of the first one.",
+    )
 
 
 class TaskSection(_Plugin):

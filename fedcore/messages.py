@@ -113,6 +113,7 @@ class Assignment:
             in the beginning.
         changed_since: the version whose change of them is the first that a client needs which has none; 0: there is
             none. Each version from then on has one.
+        base_digest: of the base model that the job is for (`UpdateHeader.base_digest`); empty: not known, or none.
     """
 
     assignment_id: str
@@ -130,6 +131,7 @@ class Assignment:
     basis_digest: str = ""
     base_revision: str = ""
     changed_since: int = 0
+    base_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ class UpdateHeader(BaseModel):
             the key.
         base_revision: of the frozen matrices that this was computed with; None: as they were in the beginning. The
             canonical form then lacks the key.
+        base_digest: only for `WorkKind.INITIALISE`: of the weights of the sender's base model that are not trained,
+            as `fedclient.basedigest` defines it; None where there are none. The canonical form then lacks the key.
         layout: rows of the layout, only for `WorkKind.INITIALISE`.
     """
 
@@ -203,6 +207,7 @@ class UpdateHeader(BaseModel):
     encoding_error: Annotated[float, Field(ge=0, le=MAX_METRIC)] | None = None
     basis_digest: Digest | None = None
     base_revision: Digest | None = None
+    base_digest: Digest | None = None
     layout: list[Any] | None = None  # of Any, for checking each value as `JsonValue` takes seconds for a long header
 
     @field_validator("kind", mode="before")
@@ -219,7 +224,8 @@ class UpdateHeader(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Return the canonical form: JSON with sorted keys, no spaces, ASCII."""
-        absent = {name for name in ("base_revision", "basis_digest", "encoding_error") if getattr(self, name) is None}
+        optional = ("base_digest", "base_revision", "basis_digest", "encoding_error")
+        absent = {name for name in optional if getattr(self, name) is None}
         tree = self.model_dump(mode="json", exclude=absent)
         return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode("ascii")
 

@@ -12,10 +12,13 @@ import math
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 
 from fedcore.errors import FedError, InvalidInput, NotFound, Refused, StateUnusable, Unreachable
 from fedcore.jobfile import Job
 from fedcore.messages import CHUNK_BYTES, Answer, Assignment, Cancel, Decline, Heartbeat, Hello, Piece, SmallUpdate
+from fedserver.initial.adapter import GivenAdapter, check_adapter
+from fedserver.initial.uploads import AdapterUploads
 from fedserver.rounds.attempt import split_spool_key
 from fedserver.rounds.engine import JobEngine
 from fedserver.rounds.fleet import Fleet, Seat
@@ -39,6 +42,7 @@ class Federation:
 
     Attributes:
         intake: where updates go.
+        adapters: where the weights go that jobs are to start from.
         engines: running jobs by id.
         recovered: set when every unfinished job stands where the journal has it. Nobody may be let in before: an update
             that a job waits for would be told that it is too late.
@@ -50,6 +54,7 @@ class Federation:
         self.engines: dict[str, JobEngine] = {}
         self.recovered = asyncio.Event()
         self.intake = Intake(services, federation, self.engines, signing_key)
+        self.adapters = AdapterUploads(services.blobs, self.intake.in_worker)
         self._tasks: asyncio.TaskGroup | None = None
         self._change = asyncio.Event()
 
@@ -80,21 +85,36 @@ class Federation:
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    async def submit(self, spec: bytes) -> JobRecord:
-        """Journal and start a job.
+    async def submit(self, spec: bytes, adapter: GivenAdapter | None = None) -> JobRecord:
+        """Journal and start a job, from the values of `adapter` if there is one; its weights are here already.
 
         Raises:
             JobFileError: it cannot be run by this server.
+            InvalidInput: it cannot start from the adapter.
+            NotFound: the adapter's weights are not here.
         """
         plan = make_plan(Job.from_json(spec), "job")
         job = plan.job
+        if adapter is not None:
+            await self.intake.in_worker(partial(self._check_adapter, job, adapter))
         record = JobRecord(
-            uuid.uuid4().hex, job.job.name, job.to_json(), JobStatus.RUNNING, self.services.clock.wall_s()
+            uuid.uuid4().hex,
+            job.job.name,
+            job.to_json(),
+            JobStatus.RUNNING,
+            self.services.clock.wall_s(),
+            base_digest=job.job.base_digest,
+            adapter_blob=None if adapter is None else adapter.digest,
         )
         await self.services.journal.write(record)
         self._start(record, plan)
         log.info("submitted", extra={"job": record.job_id, "job_name": job.job.name})
         return record
+
+    def _check_adapter(self, job: Job, adapter: GivenAdapter) -> None:
+        if adapter.digest not in self.services.blobs:
+            raise NotFound(f"the weights of adapter {adapter.digest} are not here: send them first")
+        check_adapter(job, adapter.config, self.services.blobs.open(adapter.digest))
 
     async def stop_job(self, job_id: str) -> JobRecord:
         """End a running job; what it has computed stays.

@@ -40,6 +40,8 @@ def _job(federation: Federation, record: JobRecord) -> dict[str, Any]:
         "name": record.name,
         "rounds": job.job.rounds,
         "submitted_at": record.submitted_at,
+        "base_digest": record.base_digest,
+        "adapter_sha256": record.adapter_blob,
         **(_ended(federation, record) if engine is None else _running(federation, engine)),
     }
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -22,6 +23,7 @@ from fedcore.errors import ConfigError, FedError, JobFailed
 from fedcore.jobfile import Job, load_job
 
 if TYPE_CHECKING:
+    from fedserver.initial.folder import OpenAdapter
     from fedsim.simulation import Simulated, SimulatedClient
     from fedsim.summary import Summary
 
@@ -40,6 +42,10 @@ def run(
     clients: ClientsOption = None,
     data: DataOption = None,
     task_file: TaskFileOption = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="DIR", help="PEFT adapter folder to start from.", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for adapter, model card and plot; default: simulated/JOB.")
     ] = None,
@@ -59,12 +65,16 @@ def run(
     the client's number, counted from 0.
     """
     _prepare(task_file, log_level, log_format)
+    from fedserver.initial.folder import open_adapter
     from fedsim.simulation import make_clients
 
     parsed = load_job(job)
     members = make_clients(parsed, clients or parsed.schedule.cohort, parse_data(data or []))
-    simulated = _simulate(parsed, members, device, threads)
-    summary = _conclude(parsed, members, simulated, out or Path("simulated") / parsed.job.name, pooled, device, threads)
+    with ExitStack() as stack:
+        given = None if adapter is None else stack.enter_context(open_adapter(adapter, parsed))
+        simulated = _simulate(parsed, members, device, threads, given)
+        folder = out or Path("simulated") / parsed.job.name
+        summary = _conclude(parsed, members, simulated, folder, pooled, device, threads, given)
     if as_json:
         print_json(summary.as_json())
     else:
@@ -133,7 +143,9 @@ def _prepare(task_file: list[Path] | None, log_level: str, log_format: logs.LogF
         load_task_file(file)
 
 
-def _simulate(job: Job, members: list[SimulatedClient], device: str, threads: int) -> Simulated:
+def _simulate(
+    job: Job, members: list[SimulatedClient], device: str, threads: int, adapter: OpenAdapter | None = None
+) -> Simulated:
     """Run the simulation on a thread of its own, while this one shows it on standard error."""
     from rich.console import Console
 
@@ -146,9 +158,8 @@ def _simulate(job: Job, members: list[SimulatedClient], device: str, threads: in
 
     def compute() -> None:
         try:
-            result.set_result(
-                loop.run_until_complete(simulate(job, members, device=device, threads=threads, show=statuses.put))
-            )
+            run = simulate(job, members, device=device, threads=threads, adapter=adapter, show=statuses.put)
+            result.set_result(loop.run_until_complete(run))
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits, and raised there
             result.set_exception(error)
         finally:
@@ -168,7 +179,14 @@ def _simulate(job: Job, members: list[SimulatedClient], device: str, threads: in
 
 
 def _conclude(
-    job: Job, members: list[SimulatedClient], simulated: Simulated, out: Path, pooled: bool, device: str, threads: int
+    job: Job,
+    members: list[SimulatedClient],
+    simulated: Simulated,
+    out: Path,
+    pooled: bool,
+    device: str,
+    threads: int,
+    adapter: OpenAdapter | None = None,
 ) -> Summary:
     from fedcore.layout import Layout
     from fedserver.export import Exportable, export_version
@@ -184,10 +202,12 @@ def _conclude(
         version=simulated.version.version,
         state_sha256=simulated.version.state_blob,
         basis_sha256=simulated.version.basis_blob,
+        base_digest=simulated.status["base_digest"],
+        adapter_sha256=simulated.status["adapter_sha256"],
         history=simulated.history,
     )
     exported = export_version(what, simulated.state, out, force=True)
-    bounds = measure(job, [member.data for member in members], device, threads) if pooled else None
+    bounds = measure(job, [member.data for member in members], device, threads, adapter) if pooled else None
     summary = summarise(job, simulated.history, len(members), bounds, exported)
     out.with_name(f"{out.name}.json").write_text(json.dumps(summary.as_json(), indent=2) + "\n", encoding="utf-8")
     return summary

@@ -11,11 +11,20 @@ from fedcore.adapters import gradient_layout
 from fedcore.jobfile import Job
 from fedcore.registry import Registry
 from fedcore.rng import derive_seed, stream
+from fedserver.initial.adapter import GivenValues
+from fedserver.initial.folder import OpenAdapter
+from fedserver.initial.tensors import TensorFile
 from fedserver.rounds.start import gradient_start
 from fedsim.summary import Bounds
 
 
-def measure(job: Job, clients: Sequence[Mapping[str, str]], device: str = "cpu", threads: int = 1) -> Bounds:
+def measure(
+    job: Job,
+    clients: Sequence[Mapping[str, str]],
+    device: str = "cpu",
+    threads: int = 1,
+    adapter: OpenAdapter | None = None,
+) -> Bounds:
     """Train a job's adapter centrally, with as many passes as a client makes over its own data in the whole job.
 
     A job that starts from gradients starts from one of as many examples as its cohort's clients take together.
@@ -25,6 +34,7 @@ def measure(job: Job, clients: Sequence[Mapping[str, str]], device: str = "cpu",
         clients: the data options of every client.
         device: as for `fedclient run`.
         threads: of torch.
+        adapter: to start from.
 
     Raises:
         InvalidInput: the task is unknown, or a parameter or option is wrong.
@@ -40,6 +50,9 @@ def measure(job: Job, clients: Sequence[Mapping[str, str]], device: str = "cpu",
         "pooled", job.model_copy(update={"training": training}), 0, "pooled", derive_seed(job.job.seed, "pooled")
     )
     layout, first_D = worker.initialise(work)
+    if adapter is not None:
+        GivenValues(TensorFile(adapter.weights), layout).fill(first_D, 0)
+        worker.set_basis(work, first_D[layout.moving.num_values :])
     base_D = first_D[: layout.moving.num_values]
     if begins is not None:
         found = worker.gradient(work, base_D, begins.params.samples * job.schedule.cohort)

@@ -29,6 +29,7 @@ from fedcore.jobfile import Job
 from fedcore.messages import Hello
 from fedcore.rng import stream
 from fedserver.federation import Federation
+from fedserver.initial.folder import OpenAdapter
 from fedserver.metrics import Metrics
 from fedserver.rounds.fleet import Fleet
 from fedserver.rounds.services import Services
@@ -97,6 +98,7 @@ async def simulate(
     *,
     device: str = "cpu",
     threads: int = 1,
+    adapter: OpenAdapter | None = None,
     show: Callable[[Tree], None] = lambda _: None,
 ) -> Simulated:
     """Run a job to its end.
@@ -106,10 +108,12 @@ async def simulate(
         clients: take part from the beginning.
         device: as for `fedclient run`.
         threads: of torch.
+        adapter: to start from.
         show: gets the job's status (docs/status.md) after each change.
 
     Raises:
         JobFileError: the job cannot be run.
+        InvalidInput: it cannot start from the adapter.
         JobFailed: it gave up; the text says why.
     """
     clock = VirtualClock(time.time())
@@ -140,7 +144,9 @@ async def simulate(
         try:
             async with _running(federation.run()):
                 with clock.working():  # nobody is late to a job that has not begun
-                    record = await federation.submit(job.to_json())
+                    if adapter is not None:
+                        services.blobs.put(adapter.weights, adapter.given.digest)
+                    record = await federation.submit(job.to_json(), None if adapter is None else adapter.given)
                 async with _running(*(runner.run() for runner in runners), clock.run()) as tasks:
                     await _follow(federation, record.job_id, tasks, show)
         finally:

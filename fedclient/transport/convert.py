@@ -118,11 +118,16 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
         basis_digest=message.basis_digest,
         base_revision=message.base_revision,
         changed_since=message.changed_since,
+        base_digest=message.base_digest,
     )
 
 
 def _check_frozen(message: client_pb2.Assignment) -> None:
-    for name, value in (("basis_digest", message.basis_digest), ("base_revision", message.base_revision)):
+    for name, value in (
+        ("basis_digest", message.basis_digest),
+        ("base_revision", message.base_revision),
+        ("base_digest", message.base_digest),
+    ):
         if value and _DIGEST.fullmatch(value) is None:
             raise UnfitAssignment(f"{name} {value[:80]!r} is not 64 hexadecimal digits")
     if message.changed_since > message.version or bool(message.changed_since) != bool(message.base_revision):

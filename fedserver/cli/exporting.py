@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -38,12 +35,13 @@ def export(
     from fedcore.jobfile import Job
     from fedcore.layout import Layout
     from fedserver.cli.connect import operator
+    from fedserver.cli.progress import progress
     from fedserver.export import Exportable, export_version
 
     with operator(folder) as server:
         federation = str(server.status(job)["federation"])
         wanted = server.version(job, version)
-        with _progress(wanted.num_bytes) as on_bytes:
+        with progress("download", wanted.num_bytes) as on_bytes:
             state = server.read_version(wanted, on_bytes)
     what = Exportable(
         federation=federation,
@@ -53,6 +51,8 @@ def export(
         version=wanted.version,
         state_sha256=wanted.sha256,
         basis_sha256=wanted.basis_sha256,
+        base_digest=wanted.base_digest,
+        adapter_sha256=wanted.adapter_sha256,
         history=wanted.history,
     )
     made = export_version(what, state, out, force=force)
@@ -74,18 +74,3 @@ def export(
     typer.echo(f"version {what.version} of {what.job.job.name} in {made.folder}:")
     for path in made.files:
         typer.echo(f"  {path.name}")
-
-
-@contextmanager
-def _progress(num_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error while something large is read, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("download", total=num_bytes)
-        yield lambda total: progress.update(task, completed=total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,18 +29,29 @@ def register(app: typer.Typer) -> None:
 def submit(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="A job file.", show_default=False)],
     folder: FolderOption = DEFAULT_FOLDER,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="DIR", help="PEFT adapter folder to start from.", show_default=False),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job until it ends; exit 10 if it fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a job file, start the job, print its id."""
     from fedcore.jobfile import load_job
     from fedserver.cli.connect import operator
+    from fedserver.cli.progress import progress
+    from fedserver.initial.folder import open_adapter
     from fedserver.rounds.plan import make_plan
 
     job = load_job(job_file)
     make_plan(job, str(job_file))
-    with operator(folder) as server:
-        submitted = server.submit(job.to_json())
+    with ExitStack() as stack:
+        given = None if adapter is None else stack.enter_context(open_adapter(adapter, job))
+        server = stack.enter_context(operator(folder))
+        if given is not None:
+            with progress("upload", len(given.weights)) as on_bytes:
+                server.put_adapter(given.given.digest, given.weights, on_bytes)
+        submitted = server.submit(job.to_json(), None if given is None else given.given)
         if as_json:
             print_json({"job_id": submitted.job_id, "name": job.job.name, "status": submitted.status})
         else:

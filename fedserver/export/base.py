@@ -35,6 +35,8 @@ class Exportable:
         history: `fedserver.status.history_of` the job: a row for each version, the oldest first. Rows after
             `version` are ignored.
         basis_sha256: of what the start of the job has set for good; None: nothing.
+        base_digest: of the base model's frozen weights; None: not known, or none is frozen.
+        adapter_sha256: of the PEFT weights that version 0 has the values of; None: none.
     """
 
     federation: str
@@ -45,6 +47,8 @@ class Exportable:
     state_sha256: str
     history: list[dict[str, Any]]
     basis_sha256: str | None = None
+    base_digest: str | None = None
+    adapter_sha256: str | None = None
 
     @property
     def is_lora(self) -> bool:

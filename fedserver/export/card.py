@@ -120,7 +120,11 @@ def _method_rows(what: Exportable) -> Iterator[tuple[str, str]]:
     base = base_model_of(job)
     if base is not None:
         yield "base model", code(base)
+    if what.base_digest is not None:
+        yield "digest of the base's frozen weights", f"`{what.base_digest}` (`fedclient base` compares)"
     yield "adapter", _plugin(job.adapter.name, job.adapter.params)
+    if what.adapter_sha256 is not None:
+        yield "started from", f"a PEFT adapter whose weights have SHA-256 `{what.adapter_sha256}`"
     if what.is_lora:
         modules = adapted_modules(what.layout)
         shown = ", ".join(code(module) for module in list(modules)[:MAX_ROWS])

@@ -63,7 +63,7 @@ def check_header(client: str, header: UpdateHeader, attempt: Attempt, engine: Jo
     """Check that an update is what its assignment asked for, and no larger than it can be.
 
     Raises:
-        UpdateRejected: WRONG_VERSION, WRONG_LAYOUT, WRONG_SIZE or OUT_OF_BOUNDS.
+        UpdateRejected: WRONG_VERSION, WRONG_LAYOUT, WRONG_BASE, WRONG_SIZE or OUT_OF_BOUNDS.
     """
     if header.kind is not attempt.kind or header.version != attempt.version:
         raise UpdateRejected(
@@ -81,6 +81,11 @@ def check_header(client: str, header: UpdateHeader, attempt: Attempt, engine: Jo
     if header.layout_digest != whole.digest:
         raise UpdateRejected(
             UpdateResult.WRONG_LAYOUT, f"layout {header.layout_digest[:12]}, the job's is {whole.digest[:12]}"
+        )
+    pinned = engine.record.base_digest
+    if attempt.kind is WorkKind.INITIALISE and pinned is not None and header.base_digest != pinned:
+        raise UpdateRejected(
+            UpdateResult.WRONG_BASE, f"made with base model {header.base_digest or 'none'}, the job pins {pinned}"
         )
     limit = engine.plan.max_frame_bytes(attempt.kind, layout)
     if header.frame_bytes > limit:

@@ -16,9 +16,12 @@ from fedagg import FactorRule
 from fedagg.optimizers.base import ServerOptimizer
 from fedagg.weighted_mean import WeightedMean
 from fedcore.changes import max_change_bytes, next_revision
+from fedcore.errors import InvalidInput, JobFailed
 from fedcore.layout import Layout, Vector
 from fedcore.messages import WorkKind
 from fedcore.rng import stream
+from fedserver.initial.adapter import GivenValues
+from fedserver.initial.tensors import TensorFile
 from fedserver.rounds.admission import layout_of
 from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.contributors import over_contributors
@@ -26,7 +29,7 @@ from fedserver.rounds.factors import Merger, compact
 from fedserver.rounds.figures import mean_encoding_error
 from fedserver.rounds.plan import INITIAL, Plan
 from fedserver.rounds.traffic import VALUE_BYTES, Volume
-from fedserver.state.records import BlobRecord, VersionRecord
+from fedserver.state.records import BlobRecord, JobRecord, VersionRecord
 from fedserver.state.vault import RELEASE_BYTES, Kept, Vault, passing, release
 
 BLOCK_VALUES = 1 << 18
@@ -61,6 +64,7 @@ class WrittenVersion:
         optimizer_blob: the server optimiser's state; None if it keeps none, or before its first step.
         basis_blob: what the start of the job has set for good; None for a job without, and before its start.
         base: the frozen matrices.
+        base_digest: of the base model that version 0 was made with; None: nothing of that is frozen, or not version 0.
         small: those of these bytes that are to be journaled with the version's record.
     """
 
@@ -72,6 +76,13 @@ class WrittenVersion:
     basis_blob: str | None
     small: tuple[BlobRecord, ...]
     base: Base = field(default_factory=Base)
+    base_digest: str | None = None
+
+    def job(self, record: JobRecord) -> JobRecord:
+        """Return what is journaled of the job beside it."""
+        if self.number:
+            return record
+        return replace(record, layout=self.layout.to_json(), base_digest=self.base_digest)
 
     def record(self, attempt: Attempt, volume: Volume, wall_s: float) -> VersionRecord:
         """Return what is journaled of it."""
@@ -97,7 +108,12 @@ class WrittenVersion:
 
 
 def write_version(
-    vault: Vault, plan: Plan, attempt: Attempt, layout: Layout | None, latest: VersionRecord | None
+    vault: Vault,
+    plan: Plan,
+    attempt: Attempt,
+    layout: Layout | None,
+    latest: VersionRecord | None,
+    adapter: str | None = None,
 ) -> WrittenVersion:
     """Compute and write the version that a sealed attempt leads to.
 
@@ -107,13 +123,15 @@ def write_version(
         attempt: holds at least one accepted update.
         layout: of the job; None as long as there is no version.
         latest: the version that the updates were computed from; None as long as there is none.
+        adapter: digest of the PEFT weights that version 0 takes its values from; None: from the client.
 
     Raises:
+        JobFailed: those weights are not the ones that the job trains; or, of a start from gradients, see there.
         StateUnusable: a blob that it is computed from is missing, or has lost or gained bytes. Digests are
             compared only when a job is recovered: that would cost each round most of a second for a GiB.
     """
     if attempt.kind is WorkKind.INITIALISE:
-        return _first_version(vault, plan, attempt)
+        return _first_version(vault, plan, attempt, adapter)
     assert layout is not None
     assert latest is not None
     if attempt.kind is WorkKind.GRADIENT:
@@ -123,20 +141,28 @@ def write_version(
     return _next_version(vault, plan, attempt, layout, latest)
 
 
-def _first_version(vault: Vault, plan: Plan, attempt: Attempt) -> WrittenVersion:
+def _first_version(vault: Vault, plan: Plan, attempt: Attempt, adapter: str | None) -> WrittenVersion:
     ((client, header),) = attempt.headers.items()
     layout = layout_of(header)
+    try:
+        given = None if adapter is None else GivenValues(TensorFile(vault.open(adapter)), layout)
+    except InvalidInput as error:
+        raise JobFailed(f"the adapter that the job was to start from does not fit: {error}") from error
     sent = vault.open(attempt.frames[client], header.frame_bytes)
     with vault.writer() as state, vault.writer() as basis:
         moving, first = layout.moving.num_values, layout if plan.start is None else layout.moving
         for part in passing(INITIAL.open(sent, first.sizes), sent):
             values = np.ascontiguousarray(part.dense(), dtype="<f4")
+            if given is not None:
+                values = values.copy()  # it may be a view of the frame
+                given.fill(values, part.start)
             trained = max(0, min(values.size, moving - part.start))
             state.write(values[:trained].data.cast("B"))
             basis.write(values[trained:].data.cast("B"))
         written = state.commit()
         written_basis = basis.commit() if first.num_basis_values else None
-    return _written(0, layout, written, _write_frame(vault, plan, layout, written, 0), None, written_basis)
+    version = _written(0, layout, written, _write_frame(vault, plan, layout, written, 0), None, written_basis)
+    return replace(version, base_digest=header.base_digest)
 
 
 def _start(vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, latest: VersionRecord) -> WrittenVersion:

@@ -255,9 +255,10 @@ class JobEngine:
                 attempt,
                 self.layout,
                 self.latest,
+                self.record.adapter_blob,
             )
             self._spare = attempt.fold
-            self.layout, self.record = written.layout, replace(self.record, layout=written.layout.to_json())
+            self.layout, self.record = written.layout, written.job(self.record)
             self.latest = written.record(attempt, self.traffic.recent, self._services.clock.wall_s())
             records += [*written.small, self.record, self.latest]
             self._services.metrics.round_closed(
@@ -367,8 +368,9 @@ class JobEngine:
 
     def _assignment(self, attempt: Attempt, assignment_id: str, client: str) -> Assignment:
         deadline_s = self._scheduler.deadline_s - self._now_s()
+        place, base_digest = (attempt, assignment_id, client), self.record.base_digest
         return self.orders.assignment(
-            attempt, assignment_id, client, layout=self.layout, latest=self.latest, deadline_s=deadline_s
+            *place, layout=self.layout, latest=self.latest, base_digest=base_digest, deadline_s=deadline_s
         )
 
     async def _recover(self) -> None:

@@ -40,9 +40,10 @@ class Orders:
         *,
         layout: Layout | None,
         latest: VersionRecord | None,
+        base_digest: str | None,
         deadline_s: float,
     ) -> Assignment:
-        """Return one client's assignment; `layout` and `latest` are None before version 0."""
+        """Return one client's assignment; `layout` and `latest` are None before version 0, `base_digest` may be."""
         if latest is not None and latest.frame_digest != self.digest:
             self.digest = latest.frame_digest
             self.num_bytes = len(latest.frame_head) + self._vault.size(latest.frame_body)
@@ -63,5 +64,6 @@ class Orders:
             basis_digest="" if latest is None else latest.basis_blob or "",
             base_revision="" if latest is None else latest.revision,
             changed_since=0 if latest is None else latest.changed_since,
+            base_digest=base_digest or "",
             counted_in=self.counted.of(client, attempt.version) if attempt.kind is WorkKind.TRAIN else 0,
         )

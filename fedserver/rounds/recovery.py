@@ -47,6 +47,8 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
         for digest in dict.fromkeys((*named, *services.vault.changes(latest))):
             if digest is not None:
                 services.vault.check(digest, f"version {latest.version} of job {record.job_id}")
+    elif record.adapter_blob is not None:
+        services.vault.check(record.adapter_blob, f"the adapter that job {record.job_id} starts from")
     from_gradient = plan.start is not None
     stage, version = stage_after(None if latest is None else latest.version, job.job.rounds, from_gradient)
     tried = [row for row in store.attempts(record.job_id) if row.kind is stage and row.version == version]

@@ -198,6 +198,7 @@ def _order(order: Assignment | Cancel | Answer) -> pb.SessionReply:
             assignment.basis_digest = order.basis_digest
             assignment.base_revision = order.base_revision
             assignment.changed_since = order.changed_since
+            assignment.base_digest = order.base_digest
             return reply
 
 

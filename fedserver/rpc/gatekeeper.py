@@ -43,7 +43,12 @@ MAX_CALLS: Final = 8
 ENVELOPE_BYTES: Final = 16 << 10
 """What a message may have beyond a chunk, or beyond header and frame of a small update."""
 MAX_MESSAGE_BYTES: Final = MESSAGE_BYTES + ENVELOPE_BYTES
-METHOD_BYTES: Final = {"Upload": CHUNK_BYTES + ENVELOPE_BYTES, "GetUpload": 1 << 10, "Download": 1 << 10}
+METHOD_BYTES: Final = {
+    "Upload": CHUNK_BYTES + ENVELOPE_BYTES,
+    "PutAdapter": CHUNK_BYTES + ENVELOPE_BYTES,
+    "GetUpload": 1 << 10,
+    "Download": 1 << 10,
+}
 """By method, where a message is smaller. A larger one is refused before it is parsed, which takes more memory still."""
 
 MAX_METADATA_BYTES: Final = 16 * 1024

@@ -23,9 +23,11 @@ from fedcore.errors import StateUnusable, Unreachable
 from fedcore.messages import CHUNK_BYTES
 from fedproto.v1 import client_pb2, operator_pb2_grpc
 from fedproto.v1 import operator_pb2 as pb
+from fedserver.initial.adapter import GivenAdapter
 from fedserver.rpc.operator_errors import from_rpc_error
 
 ANSWER_S: Final = 30.0
+CHECK_S: Final = 600.0
 STREAM_S: Final = 60.0  # a stream that brings nothing for so long is broken, however alive its connection looks
 OUTAGE_S: Final = 60.0
 RETRY_S: Final = 1.0
@@ -75,6 +77,8 @@ class VersionState:
         basis_sha256: of the basis; None: there is none.
         basis_bytes: of the basis.
         changes: SHA-256 and bytes of each change that has led to the frozen matrices (`fedcore.changes`).
+        base_digest: of the base model's frozen weights; None: not known, or none is frozen.
+        adapter_sha256: of the PEFT weights that version 0 has the values of; None: none.
         history: a row for each version (docs/status.md).
     """
 
@@ -88,6 +92,8 @@ class VersionState:
     basis_bytes: int
     changes: tuple[tuple[str, int], ...]
     history: list[dict[str, Any]]
+    base_digest: str | None = None
+    adapter_sha256: str | None = None
 
     @property
     def state_bytes(self) -> int:
@@ -127,14 +133,52 @@ class OperatorClient:
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def submit(self, spec: bytes) -> JobState:
-        """Start a job, given as canonical JSON.
+    def submit(self, spec: bytes, adapter: GivenAdapter | None = None) -> JobState:
+        """Start a job, given as canonical JSON, from the values of `adapter` if there is one.
 
         Raises:
-            InvalidInput: the server cannot run it.
+            InvalidInput: the server cannot run it, or not from this adapter.
+            NotFound: the adapter's weights have not been sent.
         """
-        reply = self._ask(self._stub.Submit, pb.SubmitRequest(job=spec))
+        request = pb.SubmitRequest(job=spec)
+        if adapter is not None:
+            request.adapter_digest, request.adapter_config = adapter.digest, adapter.config
+        # The server looks at every value of an adapter.
+        reply = self._ask(self._stub.Submit, request, ANSWER_S if adapter is None else CHECK_S)
         return JobState(reply.job_id, reply.status)
+
+    def put_adapter(
+        self, digest: str, weights: memoryview, on_bytes: Callable[[int], None] = lambda total: None
+    ) -> None:
+        """Send the weights of an adapter, and return when the server has them on its disk.
+
+        A transfer that breaks goes on from where it was, as long as each try brings something. What the server has
+        already is not sent.
+
+        Args:
+            digest: SHA-256 (hex) of the weights.
+            weights: the safetensors file.
+            on_bytes: told how many bytes are on their way or there.
+
+        Raises:
+            InvalidInput: the server does not take them.
+        """
+        held, failed_at = 0, -1
+        while True:
+            try:
+                request = _adapter_requests(digest, weights, held, on_bytes)
+                received = int(self._ask(self._stub.PutAdapter, request, STREAM_S).received_bytes)
+            except Unreachable:
+                if failed_at == held:
+                    raise
+                failed_at = held
+                continue
+            if received == len(weights):
+                on_bytes(received)
+                return
+            if received == held or received > len(weights):
+                raise Unreachable(f"the server at {self.address} took {received} of {len(weights)} bytes")
+            held = received
 
     def stop(self, job: str) -> JobState:
         """End a job, named by id, by the start of its id, or by its name if that is unique.
@@ -247,6 +291,8 @@ class OperatorClient:
             reply.basis_bytes,
             tuple((change.digest, change.bytes) for change in reply.changes),
             history,
+            reply.base_digest or None,
+            reply.adapter_digest or None,
         )
 
     def read_version(self, wanted: VersionState, on_bytes: Callable[[int], None] = lambda total: None) -> bytearray:
@@ -290,9 +336,11 @@ class OperatorClient:
                 raise StateUnusable(f"version {wanted.version} has SHA-256 {found}, the server announced {announced}")
         return data
 
-    def _ask(self, method: Callable[..., Any], request: Message) -> Any:
+    def _ask(
+        self, method: Callable[..., Any], request: Message | Iterator[Message], timeout_s: float = ANSWER_S
+    ) -> Any:
         try:
-            return method(request, timeout=ANSWER_S)
+            return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.address) from error
 
@@ -304,6 +352,16 @@ class OperatorClient:
             raise from_rpc_error(error, self.address) from error
         finally:
             call.cancel()
+
+
+def _adapter_requests(
+    digest: str, weights: memoryview, offset: int, on_bytes: Callable[[int], None]
+) -> Iterator[pb.AdapterRequest]:
+    yield pb.AdapterRequest(opening=pb.AdapterOpening(digest=digest, num_bytes=len(weights), offset=offset))
+    for start in range(offset, len(weights), CHUNK_BYTES):
+        data = bytes(weights[start : start + CHUNK_BYTES])
+        on_bytes(start)
+        yield pb.AdapterRequest(chunk=client_pb2.Chunk(offset=start, data=data))
 
 
 def _status(reply: pb.StatusReply) -> dict[str, Any]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 
+from fedcore.errors import InvalidInput
+from fedcore.messages import CHUNK_BYTES
 from fedproto.v1 import client_pb2, operator_pb2_grpc
 from fedproto.v1 import operator_pb2 as pb
 from fedserver.federation import Federation
+from fedserver.initial.adapter import GivenAdapter
 from fedserver.membership import Membership
 from fedserver.rpc.gatekeeper import Context, check_again
+from fedserver.rpc.patience import Flow
 from fedserver.state.records import JobRecord
 from fedserver.status import history_of, status_of
 
@@ -24,7 +28,28 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._membership = membership
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.JobReply:
-        return _reply(await self._federation.submit(request.job))
+        given = GivenAdapter(request.adapter_config, request.adapter_digest) if request.adapter_digest else None
+        return _reply(await self._federation.submit(request.job, given))
+
+    async def PutAdapter(self, requests: AsyncIterator[pb.AdapterRequest], context: Context) -> pb.AdapterState:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "opening":
+            raise InvalidInput("an adapter starts with its opening")
+        adapters, digest, num_bytes = self._federation.adapters, first.opening.digest, first.opening.num_bytes
+        held = await adapters.held(digest, num_bytes)
+        if first.opening.offset != held or held == num_bytes:
+            return pb.AdapterState(received_bytes=held)
+        flow = Flow(requests, self._federation.services.clock)
+        async for request in flow:
+            check_again()
+            offset, data = request.chunk.offset, request.chunk.data
+            del request  # not held while the next one is on its way
+            if not 0 < len(data) <= CHUNK_BYTES:
+                raise InvalidInput(f"expected a chunk of 1 to {CHUNK_BYTES} bytes")
+            await adapters.append(digest, num_bytes, offset, data)
+            held = offset + len(data)
+            flow.brought(len(data))
+        return pb.AdapterState(received_bytes=held)
 
     async def Stop(self, request: pb.JobRequest, context: Context) -> pb.JobReply:
         job = self._federation.job(request.job_id)
@@ -79,6 +104,8 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             basis_digest=basis or "",
             basis_bytes=0 if basis is None else vault.size(basis),
             changes=[pb.VersionChange(digest=each, bytes=vault.size(each)) for each in vault.changes(version)],
+            base_digest=job.base_digest or "",
+            adapter_digest=job.adapter_blob or "",
         )
 
     async def ListVersions(self, request: pb.JobRequest, context: Context) -> AsyncIterator[pb.VersionRow]:

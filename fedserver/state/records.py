@@ -62,6 +62,9 @@ class JobRecord:
         spec: canonical JSON (`fedcore.jobfile.Job`).
         failure: why it failed or was stopped; else empty.
         layout: the layout's bytes; None until version 0 exists.
+        base_digest: of the base model that it is for (`fedcore.messages.UpdateHeader`): what the job file pins, else
+            what version 0 was made with; None: not known yet, or nothing is frozen.
+        adapter_blob: the PEFT weights (safetensors) whose values version 0 has; None: it has what the adapter draws.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("job_id",)
@@ -74,6 +77,8 @@ class JobRecord:
     finished_at: float | None = None
     failure: str = ""
     layout: bytes | None = None
+    base_digest: str | None = None
+    adapter_blob: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

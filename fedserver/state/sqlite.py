@@ -53,6 +53,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     position INTEGER PRIMARY KEY,
     job_id TEXT NOT NULL, name TEXT NOT NULL, spec BLOB NOT NULL, status TEXT NOT NULL,
     submitted_at REAL NOT NULL, finished_at REAL, failure TEXT NOT NULL, layout BLOB,
+    base_digest TEXT, adapter_blob TEXT,
     UNIQUE (job_id)
 );
 CREATE TABLE IF NOT EXISTS attempts (

@@ -50,6 +50,13 @@ def test_an_encoding_error_is_a_key_only_where_there_is_one() -> None:
     assert UpdateHeader.from_bytes(with_key) == lossy
 
 
+def test_a_base_digest_is_a_key_only_where_there_is_one() -> None:
+    based = HEADER.model_copy(update={"base_digest": "a" * 64})
+    with_key = CANONICAL.replace(b'"evaluated_examples"', b'"base_digest":"' + b"a" * 64 + b'","evaluated_examples"')
+    assert based.to_bytes() == with_key
+    assert UpdateHeader.from_bytes(with_key) == based
+
+
 def test_layout_rows_lie_in_the_header_as_in_the_layout() -> None:
     header = HEADER.model_copy(
         update={

@@ -12,6 +12,9 @@ class PlainWorker:
     def basis_digest(self, work: Work) -> str:
         return ""
 
+    def base_digest(self, work: Work) -> str | None:
+        return None
+
     def set_basis(self, work: Work, basis: Vector) -> None:
         raise AssertionError("no job here has a basis")
 

@@ -308,6 +308,7 @@ class Assignment(_message.Message):
     FRAME_FIELD_NUMBER: _builtins.int
     COUNTED_IN_FIELD_NUMBER: _builtins.int
     BASIS_DIGEST_FIELD_NUMBER: _builtins.int
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
     BASE_REVISION_FIELD_NUMBER: _builtins.int
     CHANGED_SINCE_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
@@ -333,6 +334,8 @@ class Assignment(_message.Message):
     """
     basis_digest: _builtins.str
     """SHA-256 (hex) of the basis: what the start of the job has set for good. Empty: there is none, or not yet."""
+    base_digest: _builtins.str
+    """SHA-256 (hex) that stands for the base model's frozen weights (proto/README.md). Empty: not known, or none is frozen."""
     base_revision: _builtins.str
     """Of the frozen matrices that the work is to be done with (docs/wire-format.md). Empty: as they were in the beginning."""
     changed_since: _builtins.int
@@ -353,12 +356,13 @@ class Assignment(_message.Message):
         frame: _builtins.bytes = ...,
         counted_in: _builtins.int = ...,
         basis_digest: _builtins.str = ...,
+        base_digest: _builtins.str = ...,
         base_revision: _builtins.str = ...,
         changed_since: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_revision", b"base_revision", "basis_digest", b"basis_digest", "changed_since", b"changed_since", "counted_in", b"counted_in", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_revision", b"base_revision", "basis_digest", b"basis_digest", "changed_since", b"changed_since", "counted_in", b"counted_in", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fedproto.v1 import client_pb2 as fedproto_dot_v1_dot_client__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64proto/v1/operator.proto\x12\x0b\x66\x65\x64proto.v1\x1a\x18\x66\x65\x64proto/v1/client.proto\"\x1c\n\rSubmitRequest\x12\x0b\n\x03job\x18\x01 \x01(\x0c\"\x1c\n\nJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"*\n\x08JobReply\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"7\n\x11IssueTokenRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x12\n\nlifetime_s\x18\x02 \x01(\x04\" \n\x0fIssueTokenReply\x12\r\n\x05token\x18\x01 \x01(\t\"\x14\n\x12ListClientsRequest\"<\n\x10ListClientsReply\x12(\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x17.fedproto.v1.ClientInfo\"\x8d\x01\n\nClientInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0f\n\x07revoked\x18\x03 \x01(\x08\x12\x15\n\renrolled_at_s\x18\x04 \x01(\x01\x12\x14\n\x0c\x65xpires_at_s\x18\x05 \x01(\x01\x12\x10\n\x08software\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\"\x1f\n\rRevokeRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\"\r\n\x0bRevokeReply\".\n\rStatusRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05watch\x18\x02 \x01(\x08\"\x1b\n\x0bStatusReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"D\n\x11GetVersionRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06latest\x18\x02 \x01(\x08\x12\x0f\n\x07version\x18\x03 \x01(\x04\"\xcf\x01\n\x0cVersionReply\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\x0c\x12\x0e\n\x06layout\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x05 \x01(\t\x12\x13\n\x0bstate_bytes\x18\x06 \x01(\x04\x12\x14\n\x0c\x62\x61sis_digest\x18\x07 \x01(\t\x12\x13\n\x0b\x62\x61sis_bytes\x18\x08 \x01(\x04\x12+\n\x07\x63hanges\x18\t \x03(\x0b\x32\x1a.fedproto.v1.VersionChange\".\n\rVersionChange\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x1a\n\nVersionRow\x12\x0c\n\x04json\x18\x01 \x01(\x0c\x32\xf3\x04\n\x0fOperatorService\x12;\n\x06Submit\x12\x1a.fedproto.v1.SubmitRequest\x1a\x15.fedproto.v1.JobReply\x12\x36\n\x04Stop\x12\x17.fedproto.v1.JobRequest\x1a\x15.fedproto.v1.JobReply\x12J\n\nIssueToken\x12\x1e.fedproto.v1.IssueTokenRequest\x1a\x1c.fedproto.v1.IssueTokenReply\x12M\n\x0bListClients\x12\x1f.fedproto.v1.ListClientsRequest\x1a\x1d.fedproto.v1.ListClientsReply\x12>\n\x06Revoke\x12\x1a.fedproto.v1.RevokeRequest\x1a\x18.fedproto.v1.RevokeReply\x12@\n\x06Status\x12\x1a.fedproto.v1.StatusRequest\x1a\x18.fedproto.v1.StatusReply0\x01\x12G\n\nGetVersion\x12\x1e.fedproto.v1.GetVersionRequest\x1a\x19.fedproto.v1.VersionReply\x12\x42\n\x0cListVersions\x12\x17.fedproto.v1.JobRequest\x1a\x17.fedproto.v1.VersionRow0\x01\x12\x41\n\x0bReadVersion\x12\x1c.fedproto.v1.DownloadRequest\x1a\x12.fedproto.v1.Chunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64proto/v1/operator.proto\x12\x0b\x66\x65\x64proto.v1\x1a\x18\x66\x65\x64proto/v1/client.proto\"L\n\rSubmitRequest\x12\x0b\n\x03job\x18\x01 \x01(\x0c\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_config\x18\x03 \x01(\x0c\"C\n\x0e\x41\x64\x61pterOpening\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"m\n\x0e\x41\x64\x61pterRequest\x12.\n\x07opening\x18\x01 \x01(\x0b\x32\x1b.fedproto.v1.AdapterOpeningH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.fedproto.v1.ChunkH\x00\x42\x06\n\x04part\"&\n\x0c\x41\x64\x61pterState\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\"\x1c\n\nJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"*\n\x08JobReply\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"7\n\x11IssueTokenRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x12\n\nlifetime_s\x18\x02 \x01(\x04\" \n\x0fIssueTokenReply\x12\r\n\x05token\x18\x01 \x01(\t\"\x14\n\x12ListClientsRequest\"<\n\x10ListClientsReply\x12(\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x17.fedproto.v1.ClientInfo\"\x8d\x01\n\nClientInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0f\n\x07revoked\x18\x03 \x01(\x08\x12\x15\n\renrolled_at_s\x18\x04 \x01(\x01\x12\x14\n\x0c\x65xpires_at_s\x18\x05 \x01(\x01\x12\x10\n\x08software\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\"\x1f\n\rRevokeRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\"\r\n\x0bRevokeReply\".\n\rStatusRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05watch\x18\x02 \x01(\x08\"\x1b\n\x0bStatusReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"D\n\x11GetVersionRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06latest\x18\x02 \x01(\x08\x12\x0f\n\x07version\x18\x03 \x01(\x04\"\xfc\x01\n\x0cVersionReply\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\x0c\x12\x0e\n\x06layout\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x05 \x01(\t\x12\x13\n\x0bstate_bytes\x18\x06 \x01(\x04\x12\x14\n\x0c\x62\x61sis_digest\x18\x07 \x01(\t\x12\x13\n\x0b\x62\x61sis_bytes\x18\x08 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\t \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\n \x01(\t\x12+\n\x07\x63hanges\x18\x0b \x03(\x0b\x32\x1a.fedproto.v1.VersionChange\".\n\rVersionChange\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x1a\n\nVersionRow\x12\x0c\n\x04json\x18\x01 \x01(\x0c\x32\xbb\x05\n\x0fOperatorService\x12;\n\x06Submit\x12\x1a.fedproto.v1.SubmitRequest\x1a\x15.fedproto.v1.JobReply\x12\x46\n\nPutAdapter\x12\x1b.fedproto.v1.AdapterRequest\x1a\x19.fedproto.v1.AdapterState(\x01\x12\x36\n\x04Stop\x12\x17.fedproto.v1.JobRequest\x1a\x15.fedproto.v1.JobReply\x12J\n\nIssueToken\x12\x1e.fedproto.v1.IssueTokenRequest\x1a\x1c.fedproto.v1.IssueTokenReply\x12M\n\x0bListClients\x12\x1f.fedproto.v1.ListClientsRequest\x1a\x1d.fedproto.v1.ListClientsReply\x12>\n\x06Revoke\x12\x1a.fedproto.v1.RevokeRequest\x1a\x18.fedproto.v1.RevokeReply\x12@\n\x06Status\x12\x1a.fedproto.v1.StatusRequest\x1a\x18.fedproto.v1.StatusReply0\x01\x12G\n\nGetVersion\x12\x1e.fedproto.v1.GetVersionRequest\x1a\x19.fedproto.v1.VersionReply\x12\x42\n\x0cListVersions\x12\x17.fedproto.v1.JobRequest\x1a\x17.fedproto.v1.VersionRow0\x01\x12\x41\n\x0bReadVersion\x12\x1c.fedproto.v1.DownloadRequest\x1a\x12.fedproto.v1.Chunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,37 +33,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedproto.v1.operator_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SUBMITREQUEST']._serialized_start=69
-  _globals['_SUBMITREQUEST']._serialized_end=97
-  _globals['_JOBREQUEST']._serialized_start=99
-  _globals['_JOBREQUEST']._serialized_end=127
-  _globals['_JOBREPLY']._serialized_start=129
-  _globals['_JOBREPLY']._serialized_end=171
-  _globals['_ISSUETOKENREQUEST']._serialized_start=173
-  _globals['_ISSUETOKENREQUEST']._serialized_end=228
-  _globals['_ISSUETOKENREPLY']._serialized_start=230
-  _globals['_ISSUETOKENREPLY']._serialized_end=262
-  _globals['_LISTCLIENTSREQUEST']._serialized_start=264
-  _globals['_LISTCLIENTSREQUEST']._serialized_end=284
-  _globals['_LISTCLIENTSREPLY']._serialized_start=286
-  _globals['_LISTCLIENTSREPLY']._serialized_end=346
-  _globals['_CLIENTINFO']._serialized_start=349
-  _globals['_CLIENTINFO']._serialized_end=490
-  _globals['_REVOKEREQUEST']._serialized_start=492
-  _globals['_REVOKEREQUEST']._serialized_end=523
-  _globals['_REVOKEREPLY']._serialized_start=525
-  _globals['_REVOKEREPLY']._serialized_end=538
-  _globals['_STATUSREQUEST']._serialized_start=540
-  _globals['_STATUSREQUEST']._serialized_end=586
-  _globals['_STATUSREPLY']._serialized_start=588
-  _globals['_STATUSREPLY']._serialized_end=615
-  _globals['_GETVERSIONREQUEST']._serialized_start=617
-  _globals['_GETVERSIONREQUEST']._serialized_end=685
-  _globals['_VERSIONREPLY']._serialized_start=688
-  _globals['_VERSIONREPLY']._serialized_end=895
-  _globals['_VERSIONCHANGE']._serialized_start=897
-  _globals['_VERSIONCHANGE']._serialized_end=943
-  _globals['_VERSIONROW']._serialized_start=945
-  _globals['_VERSIONROW']._serialized_end=971
-  _globals['_OPERATORSERVICE']._serialized_start=974
-  _globals['_OPERATORSERVICE']._serialized_end=1601
+  _globals['_SUBMITREQUEST']._serialized_end=145
+  _globals['_ADAPTEROPENING']._serialized_start=147
+  _globals['_ADAPTEROPENING']._serialized_end=214
+  _globals['_ADAPTERREQUEST']._serialized_start=216
+  _globals['_ADAPTERREQUEST']._serialized_end=325
+  _globals['_ADAPTERSTATE']._serialized_start=327
+  _globals['_ADAPTERSTATE']._serialized_end=365
+  _globals['_JOBREQUEST']._serialized_start=367
+  _globals['_JOBREQUEST']._serialized_end=395
+  _globals['_JOBREPLY']._serialized_start=397
+  _globals['_JOBREPLY']._serialized_end=439
+  _globals['_ISSUETOKENREQUEST']._serialized_start=441
+  _globals['_ISSUETOKENREQUEST']._serialized_end=496
+  _globals['_ISSUETOKENREPLY']._serialized_start=498
+  _globals['_ISSUETOKENREPLY']._serialized_end=530
+  _globals['_LISTCLIENTSREQUEST']._serialized_start=532
+  _globals['_LISTCLIENTSREQUEST']._serialized_end=552
+  _globals['_LISTCLIENTSREPLY']._serialized_start=554
+  _globals['_LISTCLIENTSREPLY']._serialized_end=614
+  _globals['_CLIENTINFO']._serialized_start=617
+  _globals['_CLIENTINFO']._serialized_end=758
+  _globals['_REVOKEREQUEST']._serialized_start=760
+  _globals['_REVOKEREQUEST']._serialized_end=791
+  _globals['_REVOKEREPLY']._serialized_start=793
+  _globals['_REVOKEREPLY']._serialized_end=806
+  _globals['_STATUSREQUEST']._serialized_start=808
+  _globals['_STATUSREQUEST']._serialized_end=854
+  _globals['_STATUSREPLY']._serialized_start=856
+  _globals['_STATUSREPLY']._serialized_end=883
+  _globals['_GETVERSIONREQUEST']._serialized_start=885
+  _globals['_GETVERSIONREQUEST']._serialized_end=953
+  _globals['_VERSIONREPLY']._serialized_start=956
+  _globals['_VERSIONREPLY']._serialized_end=1208
+  _globals['_VERSIONCHANGE']._serialized_start=1210
+  _globals['_VERSIONCHANGE']._serialized_end=1256
+  _globals['_VERSIONROW']._serialized_start=1258
+  _globals['_VERSIONROW']._serialized_end=1284
+  _globals['_OPERATORSERVICE']._serialized_start=1287
+  _globals['_OPERATORSERVICE']._serialized_end=1986
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 What an operator can ask. Mutual TLS with an operator certificate."""
 
 from collections import abc as _abc
+from fedproto.v1 import client_pb2 as _client_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -23,20 +24,102 @@ class SubmitRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
+    ADAPTER_CONFIG_FIELD_NUMBER: _builtins.int
     job: _builtins.bytes
     """canonical JSON"""
+    adapter_digest: _builtins.str
+    """of weights that PutAdapter has brought, to start from; empty: none"""
+    adapter_config: _builtins.bytes
+    """adapter_config.json beside them, at most 1 MiB"""
     def __init__(
         self,
         *,
         job: _builtins.bytes = ...,
+        adapter_digest: _builtins.str = ...,
+        adapter_config: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config", b"adapter_config", "adapter_digest", b"adapter_digest", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitRequest: _TypeAlias = SubmitRequest  # noqa: Y015
+
+@_typing.final
+class AdapterOpening(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """SHA-256 (hex) of adapter_model.safetensors"""
+    num_bytes: _builtins.int
+    """of all of it"""
+    offset: _builtins.int
+    """of the first chunk"""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        num_bytes: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "num_bytes", b"num_bytes", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterOpening: _TypeAlias = AdapterOpening  # noqa: Y015
+
+@_typing.final
+class AdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENING_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opening(self) -> Global___AdapterOpening: ...
+    @_builtins.property
+    def chunk(self) -> _client_pb2.Chunk: ...
+    def __init__(
+        self,
+        *,
+        opening: Global___AdapterOpening | None = ...,
+        chunk: _client_pb2.Chunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "opening", b"opening", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "opening", b"opening", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["opening", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___AdapterRequest: _TypeAlias = AdapterRequest  # noqa: Y015
+
+@_typing.final
+class AdapterState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    received_bytes: _builtins.int
+    """all of them: they are durable"""
+    def __init__(
+        self,
+        *,
+        received_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received_bytes", b"received_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterState: _TypeAlias = AdapterState  # noqa: Y015
 
 @_typing.final
 class JobRequest(_message.Message):
@@ -306,6 +389,8 @@ class VersionReply(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _builtins.int
     BASIS_DIGEST_FIELD_NUMBER: _builtins.int
     BASIS_BYTES_FIELD_NUMBER: _builtins.int
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
+    ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     job: _builtins.bytes
@@ -316,6 +401,10 @@ class VersionReply(_message.Message):
     basis_digest: _builtins.str
     """of what the start of the job has set for good; empty: nothing"""
     basis_bytes: _builtins.int
+    base_digest: _builtins.str
+    """of the base model's frozen weights; empty: not known, or none is frozen"""
+    adapter_digest: _builtins.str
+    """of the PEFT weights that version 0 has the values of; empty: none"""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionChange]:
         """that have led to the frozen matrices, the oldest first"""
@@ -331,11 +420,13 @@ class VersionReply(_message.Message):
         state_bytes: _builtins.int = ...,
         basis_digest: _builtins.str = ...,
         basis_bytes: _builtins.int = ...,
+        base_digest: _builtins.str = ...,
+        adapter_digest: _builtins.str = ...,
         changes: _abc.Iterable[Global___VersionChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_bytes", b"basis_bytes", "basis_digest", b"basis_digest", "changes", b"changes", "job", b"job", "job_id", b"job_id", "layout", b"layout", "state_bytes", b"state_bytes", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "base_digest", b"base_digest", "basis_bytes", b"basis_bytes", "basis_digest", b"basis_digest", "changes", b"changes", "job", b"job", "job_id", b"job_id", "layout", b"layout", "state_bytes", b"state_bytes", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

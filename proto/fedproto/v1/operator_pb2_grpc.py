@@ -40,6 +40,11 @@ class OperatorServiceStub:
                 request_serializer=fedproto_dot_v1_dot_operator__pb2.SubmitRequest.SerializeToString,
                 response_deserializer=fedproto_dot_v1_dot_operator__pb2.JobReply.FromString,
                 _registered_method=True)
+        self.PutAdapter = channel.stream_unary(
+                '/fedproto.v1.OperatorService/PutAdapter',
+                request_serializer=fedproto_dot_v1_dot_operator__pb2.AdapterRequest.SerializeToString,
+                response_deserializer=fedproto_dot_v1_dot_operator__pb2.AdapterState.FromString,
+                _registered_method=True)
         self.Stop = channel.unary_unary(
                 '/fedproto.v1.OperatorService/Stop',
                 request_serializer=fedproto_dot_v1_dot_operator__pb2.JobRequest.SerializeToString,
@@ -87,6 +92,14 @@ class OperatorServiceServicer:
 
     def Submit(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutAdapter(self, request_iterator, context):
+        """The weights of a PEFT adapter that a job is to start from: first an opening, then the bytes from the offset that the
+        reply to an earlier try named.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -150,6 +163,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.Submit,
                     request_deserializer=fedproto_dot_v1_dot_operator__pb2.SubmitRequest.FromString,
                     response_serializer=fedproto_dot_v1_dot_operator__pb2.JobReply.SerializeToString,
+            ),
+            'PutAdapter': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutAdapter,
+                    request_deserializer=fedproto_dot_v1_dot_operator__pb2.AdapterRequest.FromString,
+                    response_serializer=fedproto_dot_v1_dot_operator__pb2.AdapterState.SerializeToString,
             ),
             'Stop': grpc.unary_unary_rpc_method_handler(
                     servicer.Stop,
@@ -219,6 +237,33 @@ class OperatorService:
             '/fedproto.v1.OperatorService/Submit',
             fedproto_dot_v1_dot_operator__pb2.SubmitRequest.SerializeToString,
             fedproto_dot_v1_dot_operator__pb2.JobReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutAdapter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/fedproto.v1.OperatorService/PutAdapter',
+            fedproto_dot_v1_dot_operator__pb2.AdapterRequest.SerializeToString,
+            fedproto_dot_v1_dot_operator__pb2.AdapterState.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,10 @@ class OperatorServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperatorServiceAsyncStub: ...
     Submit: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SubmitRequest, _operator_pb2.JobReply]
+    PutAdapter: _grpc.StreamUnaryMultiCallable[_operator_pb2.AdapterRequest, _operator_pb2.AdapterState]
+    """The weights of a PEFT adapter that a job is to start from: first an opening, then the bytes from the offset that the
+    reply to an earlier try named.
+    """
     Stop: _grpc.UnaryUnaryMultiCallable[_operator_pb2.JobRequest, _operator_pb2.JobReply]
     IssueToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.IssueTokenRequest, _operator_pb2.IssueTokenReply]
     ListClients: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListClientsRequest, _operator_pb2.ListClientsReply]
@@ -50,6 +54,10 @@ class OperatorServiceStub:
 class OperatorServiceAsyncStub(OperatorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Submit: _aio.UnaryUnaryMultiCallable[_operator_pb2.SubmitRequest, _operator_pb2.JobReply]  # type: ignore[assignment]
+    PutAdapter: _aio.StreamUnaryMultiCallable[_operator_pb2.AdapterRequest, _operator_pb2.AdapterState]  # type: ignore[assignment]
+    """The weights of a PEFT adapter that a job is to start from: first an opening, then the bytes from the offset that the
+    reply to an earlier try named.
+    """
     Stop: _aio.UnaryUnaryMultiCallable[_operator_pb2.JobRequest, _operator_pb2.JobReply]  # type: ignore[assignment]
     IssueToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.IssueTokenRequest, _operator_pb2.IssueTokenReply]  # type: ignore[assignment]
     ListClients: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListClientsRequest, _operator_pb2.ListClientsReply]  # type: ignore[assignment]
@@ -70,6 +78,16 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.SubmitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.JobReply, _abc.Awaitable[_operator_pb2.JobReply]]: ...
+
+    @_abc_1.abstractmethod
+    def PutAdapter(
+        self,
+        request_iterator: _MaybeAsyncIterator[_operator_pb2.AdapterRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.AdapterState, _abc.Awaitable[_operator_pb2.AdapterState]]:
+        """The weights of a PEFT adapter that a job is to start from: first an opening, then the bytes from the offset that the
+        reply to an earlier try named.
+        """
 
     @_abc_1.abstractmethod
     def Stop(

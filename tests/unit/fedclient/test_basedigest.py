@@ -4,15 +4,21 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fedclient.basedigest import base_digest
+from fedclient.adapters import ADAPTERS
+from fedclient.basedigest import base_digest, frozen_digest, weights_of
 from fedclient.tasks.digits.network import BASE_WEIGHTS, load_base
+from fedclient.tasks.digits.task import Digits
+from fedclient.trainer import LocalWorker, Work
 from fedcore.errors import InvalidInput
+from fedcore.jobfile import parse_job
 
 
 def small() -> dict[str, torch.Tensor]:
@@ -115,3 +121,92 @@ def test_folder_without_weights_and_tensor_in_two_files_are_refused(tmp_path: Pa
         save_file(small(), tmp_path / f"{name}.safetensors")
     with pytest.raises(InvalidInput, match=r"y\.safetensors: tensor a is in another file"):
         base_digest(tmp_path)
+
+
+# -- what is frozen of a job's model ---------------------------------------------------------------------------------
+
+
+def worker_and_work(**adapter: object) -> tuple[LocalWorker, Work]:
+    tree = {"job": {"name": "j", "rounds": 1}, "task": {"name": "digits"}, "schedule": {"cohort": 1}}
+    job = parse_job(tree | {"adapter": adapter}, "job")
+    return LocalWorker({"shard": "0", "num_shards": "5"}, "cpu"), Work("job", job, 0, "ann", 1)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "ffa-lora", "lora-sb"])
+def test_of_an_adapter_it_is_the_bases_own_before_and_after_training(adapter: str) -> None:
+    worker, work = worker_and_work(name=adapter, rank=2)
+    assert worker.base_digest(work) == base_digest(BASE_WEIGHTS)
+    layout, values_D = worker.initialise(work)
+    worker.train(work, values_D[: layout.moving.num_values] + np.float32(0.1))
+    assert worker.base_digest(work) == base_digest(BASE_WEIGHTS)
+
+
+def test_where_every_weight_is_trained_there_is_none() -> None:
+    worker, work = worker_and_work(name="full")
+    assert worker.base_digest(work) is None
+
+
+def test_it_is_that_of_the_model_that_was_built_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, work = worker_and_work(name="lora", rank=2)
+    before = worker.base_digest(work)
+
+    def flipped(task: Digits) -> nn.Module:
+        model = load_base()
+        model.get_parameter("hidden1.weight").data.view(-1).view(torch.uint8)[7] ^= 4
+        return model
+
+    monkeypatch.setattr(Digits, "build_model", flipped)
+    assert worker.base_digest(work) == before, "nothing was built"
+    worker.initialise(work)
+    assert worker.base_digest(work) != before
+    worker.forget("job")
+    monkeypatch.undo()
+    assert worker.base_digest(work) == before
+
+
+class Odd(nn.Module):
+    """Layers in half precision and in integers, a buffer, a tied weight, and something saved that is no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rough = nn.Linear(3, 2, dtype=torch.bfloat16)
+        self.packed = nn.Parameter(torch.arange(5, dtype=torch.uint8), requires_grad=False)
+        self.head = nn.Linear(2, 2)
+        self.tied = self.head
+        self.register_buffer("mean", torch.zeros(2))
+        for parameter in (*self.rough.parameters(), *self.head.parameters()):
+            nn.init.constant_(parameter, 0.5)
+
+    def get_extra_state(self) -> Any:
+        return {"format": 1}
+
+
+def flip(tensor: torch.Tensor) -> None:
+    tensor.data.view(-1).view(torch.uint8)[0] ^= 1
+
+
+def test_a_bit_of_what_is_frozen_counts_and_of_what_is_trained_does_not() -> None:
+    def digest(change: str = "") -> str | None:
+        model = Odd()
+        if change:
+            flip(dict(weights_of(model))[change])
+        return frozen_digest(weights_of(model), model.head.parameters())
+
+    frozen = ["rough.weight", "rough.bias", "packed", "mean"]
+    assert len({digest(), *(digest(name) for name in frozen)}) == 1 + len(frozen)
+    assert digest("head.weight") == digest("tied.bias") == digest()
+
+
+def test_buffers_alone_make_no_base_and_nothing_is_copied() -> None:
+    model = Odd()
+    weights = weights_of(model)
+    assert frozen_digest(weights, model.parameters()) is None
+    assert {id(value) for value in weights.values()} == {id(value) for value in (*model.parameters(), model.mean)}
+
+
+def test_an_adapters_own_factors_do_not_count() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    weights = weights_of(model)
+    before = frozen_digest(weights, [])
+    adapted = ADAPTERS.get("ffa-lora")({"rank": 2, "targets": ["0"]}).attach(model, 1)
+    assert frozen_digest(weights, [*adapted.parameters, *adapted.basis.values()]) == before

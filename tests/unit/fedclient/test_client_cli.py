@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from fedclient.basedigest import base_digest
 from fedclient.cli import app, parse_data
 from fedclient.daemon import ClientSettings
 from fedclient.enroll import enroll, read_token
 from fedclient.identity import ClientIdentity, new_request
+from fedclient.tasks.digits.network import BASE_WEIGHTS
 from fedcore.cli import run_app
 from fedcore.clock import SystemClock
 from fedcore.errors import ConfigError, Exit, InvalidInput, Refused, Unauthenticated, Unreachable
@@ -164,3 +166,30 @@ def test_every_command_and_option_is_in_the_documentation() -> None:
         assert f"fedclient {command.callback.__name__}" in text
     for option in ("--token", "--folder", "--force", "--data", "--task-file", "--device", "--threads", "--server"):
         assert f"`{option}" in text
+
+
+# -- base ------------------------------------------------------------------------------------------------------------
+
+SHARD = ("--data", "shard=0", "--data", "num_shards=5")
+
+
+def test_base_prints_the_digest_of_files_and_of_what_a_job_builds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "job.toml"
+    text = '[job]\nname = "a"\nrounds = 1\n[task]\nname = "digits"\n[schedule]\ncohort = 1\n[adapter]\nname = "{}"\n'
+    job.write_text(text.format("lora"))
+    for place in (BASE_WEIGHTS, BASE_WEIGHTS.parent, job):
+        assert run("base", str(place), *SHARD) == Exit.OK
+        assert capsys.readouterr().out == f"{base_digest(BASE_WEIGHTS)}\n"
+    job.write_text(text.format("full"))
+    assert run("base", str(job), *SHARD) == Exit.OK
+    assert "nothing of the model is frozen" in capsys.readouterr().out
+    assert run("base", str(job), *SHARD, "--json") == Exit.OK
+    assert json.loads(capsys.readouterr().out) == {"path": str(job), "base_digest": None}
+
+
+def test_base_of_what_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, text in ((tmp_path, "holds no *.safetensors"), (tmp_path / "no.toml", "cannot be read")):
+        assert run("base", str(place)) == Exit.INVALID
+        assert text in capsys.readouterr().err

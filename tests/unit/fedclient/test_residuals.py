@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedclient.declining import Declined
 from fedclient.residuals import (
     MAX_JOBS,
     FileResiduals,
@@ -24,7 +25,7 @@ from fedclient.residuals import (
     encoding_error,
 )
 from fedclient.trainer import Evaluation, Stopped, Trained, Work
-from fedclient.updates import Declined, Update, UpdateMaker
+from fedclient.updates import Update, UpdateMaker
 from fedcodec import build_pipeline
 from fedcore.errors import StorageFailed
 from fedcore.jobfile import parse_job

@@ -98,6 +98,7 @@ class Worker(PlainWorker):
     started: list[int] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     error: BaseException | None = None
+    base: str | None = None
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -139,6 +140,9 @@ class Worker(PlainWorker):
 
     def forget(self, job_id: str) -> None:
         self.forgotten.append(job_id)
+
+    def base_digest(self, work: Work) -> str | None:
+        return self.base
 
 
 @dataclass
@@ -506,6 +510,33 @@ async def test_cancelled_training_stops_and_the_next_work_begins(house: House) -
     await house.counted(1)
     assert house.server.times_counted == [last.assignment_id]
     assert house.server.declines == []
+
+
+@pytest.mark.parametrize("kind", [WorkKind.INITIALISE, WorkKind.TRAIN])
+@pytest.mark.parametrize("own", ["ab" * 32, None])
+async def test_another_base_model_is_declined_before_a_download_with_both_digests(
+    house: House, kind: WorkKind, own: str | None
+) -> None:
+    house.worker.base = own
+    house.assign(1, kind=kind, base_digest="cd" * 32)
+    await house.clock.until(lambda: house.server.declines)
+    (decline,) = house.server.declines
+    assert "cd" * 32 in decline.reason
+    assert (own or "nothing is frozen") in decline.reason
+    assert not decline.transient
+    assert (house.server.offsets, house.server.headers, house.worker.started) == ([], {}, [])
+
+
+@pytest.mark.parametrize("own", ["ab" * 32, None])
+async def test_version_0_says_what_base_model_it_was_made_with_and_updates_do_not(
+    house: House, own: str | None
+) -> None:
+    house.worker.base = own
+    first = house.assign(1, kind=WorkKind.INITIALISE, layout_digest="", frame_digest="", frame_bytes=0)
+    other = house.assign(2, base_digest=own or "")
+    await house.counted(2)
+    assert house.header(first).base_digest == own
+    assert house.header(other).base_digest is None
 
 
 async def test_another_layout_is_declined_with_both_digests(house: House) -> None:

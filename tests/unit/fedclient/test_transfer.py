@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from fedclient.backoff import Retry
+from fedclient.declining import Declined
 from fedclient.transfer import Frames
 from fedclient.transport.base import Transport
-from fedclient.updates import MAX_JOBS, Declined
+from fedclient.updates import MAX_JOBS
 from fedcore.errors import Unreachable, UpdateResult
 from fedcore.identity import sign
 from fedcore.layout import Layout, Vector

@@ -94,6 +94,7 @@ def test_a_parameter_may_have_any_name_and_changes_nothing_else(key: str) -> Non
         ("job", "seed", -1, "greater than or equal to 0"),
         ("job", "seed", 2**53, f"less than {2**53}"),
         ("job", "description", "x" * 2001, "at most 2000 characters"),
+        ("job", "base_digest", "AB" * 32, "pattern"),
         ("task", "name", "../x", "pattern"),
         ("task", "data", "x" * 2001, "at most 2000 characters"),
         ("adapter", "name", "", "pattern"),

@@ -13,6 +13,7 @@ import pytest
 
 from fedcore.errors import JobFileError
 from fedcore.jobfile import MAX_JOB_BYTES, job_schema, load_job, parse_job
+from fedcore.names import NAME_PATTERN
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 TEXT = (DOCS / "job-file.md").read_text(encoding="utf-8")
@@ -60,7 +61,7 @@ def test_documented_type_default_and_bounds_are_the_real_ones(section: str, key:
     (value, *_) = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
 
     words = {None: "table", "integer": "integer", "number": "number", "array": "list of stages"}
-    assert kind == words.get(value.get("type"), "name" if "pattern" in value else "text")
+    assert kind == words.get(value.get("type"), "name" if value.get("pattern") == NAME_PATTERN else "text")
 
     if key in section_schema(section).get("required", []):
         assert default == "required"

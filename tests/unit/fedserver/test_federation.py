@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from fedserver.state.memory import MemoryBlobs
 from fedserver.status import status_of
 from fedsim.transport import InProcessTransport
 from tests.support.hand_clock import HandClock
-from tests.support.player import HELLO, LAYOUT, RAW, playing
+from tests.support.player import HELLO, LAYOUT, RAW, Player, playing
 from tests.support.server import TestServer, running_server, small_job
 
 
@@ -31,6 +33,13 @@ async def ended(server: TestServer, job_id: str) -> None:
 
 async def member(server: TestServer, name: str) -> tuple[InProcessTransport, ClientIdentity]:
     return InProcessTransport(server.federation, name), await server.enrol(name)
+
+
+@asynccontextmanager
+async def a_player(server: TestServer) -> AsyncIterator[Player]:
+    transport, identity = await member(server, "alice")
+    async with playing(transport, identity.signing_key) as player:
+        yield player
 
 
 async def test_the_space_of_an_unfinished_upload_is_given_back_when_its_job_stops(tmp_path: Path) -> None:
@@ -115,6 +124,35 @@ async def test_an_unknown_job_names_the_known_ones(tmp_path: Path) -> None:
         record = await server.federation.submit(small_job().to_json())
         with pytest.raises(NotFound, match=rf"small \({record.job_id[:8]}\)"):
             server.federation.job("smal")
+
+
+@pytest.mark.parametrize("said", ["cd" * 32, None])
+async def test_a_version_0_from_another_base_than_the_job_pins_is_refused(tmp_path: Path, said: str | None) -> None:
+    job = small_job()
+    job = job.model_copy(update={"job": job.job.model_copy(update={"base_digest": "ab" * 32})})
+    async with running_server(tmp_path) as server, a_player(server) as player:
+        record = await server.federation.submit(job.to_json())
+        work = await player.next_work()
+        assert work.base_digest == "ab" * 32
+        state = await player.answer(work, base_digest=said)
+        assert state.result is UpdateResult.WRONG_BASE
+        assert f"{said or 'none'}, the job pins {'ab' * 32}" in state.text
+        assert server.federation.job(record.job_id).layout is None
+
+
+@pytest.mark.parametrize("said", ["cd" * 32, None])
+async def test_without_a_pin_version_0_decides_for_which_base_the_job_is(tmp_path: Path, said: str | None) -> None:
+    async with running_server(tmp_path) as server, a_player(server) as player:
+        record = await server.federation.submit(small_job().to_json())
+        work = await player.next_work()
+        assert work.base_digest == ""
+        await player.answer(work, base_digest=said)
+        work = await player.next_work()
+        assert (work.kind, work.base_digest) == (WorkKind.TRAIN, said or "")
+        await player.answer(work)
+        found = server.federation.services.store.job(record.job_id)
+        assert found is not None
+        assert found.base_digest == said
 
 
 async def test_a_client_that_lacks_the_task_is_not_asked(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""What a client will not or cannot do, and how errors become that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from fedclient.trainer import Stopped
+from fedcore.errors import FedError, StorageFailed
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Declined(FedError):
+    """The client will not or cannot do the work; the text goes to the operator."""
+
+    code = "declined"
+
+
+@contextmanager
+def declining() -> Iterator[None]:
+    """Turn what fails inside into a reason to decline: here the client meets code of its user."""
+    try:
+        yield
+    except (Stopped, Declined, StorageFailed):
+        raise
+    except FedError as error:
+        raise Declined(str(error)) from error
+    except (Exception, SystemExit) as error:
+        # A task is its owner's code and may fail in any way; the client outlives it and says what happened.
+        _log.exception("task failed")
+        raise Declined(f"task failed: {type(error).__name__}: {error}") from error
