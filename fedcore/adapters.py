@@ -3,14 +3,14 @@
 A LoRA layout has, for every adapted linear layer, `<module path>.lora_A.weight` (rank × in) and
 `<module path>.lora_B.weight` (out × rank) in group `ADAPTER_GROUP`. The `peft` package keeps the same two
 tensors under `base_model.model.` + that name, so an export renames and copies; nothing is transposed or
-rescaled.
+rescaled. What is trained whole is in group `FULL_GROUP`, behind an adapter's tensors, under its name in the model.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from pydantic import Field, JsonValue
 
@@ -24,6 +24,14 @@ FULL_GROUP: Final = "model"
 _A: Final = ".lora_A.weight"
 _B: Final = ".lora_B.weight"
 _R: Final = ".lora_R.weight"
+
+
+def _beside() -> Any:
+    return Field(
+        default=[],
+        max_length=256,
+        description="Shell patterns for names of parameters that are trained whole beside the adapter.",
+    )
 
 
 class LoraParams(Params):
@@ -41,6 +49,7 @@ class LoraParams(Params):
         max_length=256,
         description="Shell patterns for module paths or their last part.",
     )
+    trainable: list[str] = _beside()
 
 
 class LoraSbParams(Params):
@@ -58,6 +67,7 @@ class LoraSbParams(Params):
         max_length=256,
         description="Shell patterns for module paths or their last part.",
     )
+    trainable: list[str] = _beside()
     samples: int = Field(default=64, ge=1, le=1_000_000, description="Examples of each client's first gradient.")
     votes: bool = Field(default=False, description="Send the gradient's signs alone, one bit each, as votes.")
     step: float = Field(default=1e-3, gt=0, le=1, description="Eta: the first step is this times the gradient's sign.")
@@ -69,7 +79,11 @@ class LoraSbParams(Params):
 
 
 class FullParams(Params):
-    """`name = "full"` has no further keys."""
+    """Keys of `[adapter]` with `name = "full"`."""
+
+    trainable: list[str] = Field(
+        default=["*"], min_length=1, max_length=256, description="Shell patterns for names of parameters."
+    )
 
 
 GRADIENT_START: Final = frozenset({"lora-sb"})
@@ -167,12 +181,12 @@ def peft_config(adapter: str, params: Mapping[str, object], layout: Layout) -> d
 
 
 def lora_modules(layout: Layout) -> dict[str, int]:
-    """Return the adapted modules' paths with their ranks, in layout order.
+    """Return the adapted modules' paths with their ranks, in layout order; what is trained whole is passed over.
 
     Raises:
         LayoutError: the layout is not one of complete A, B pairs of one rank each.
     """
-    shapes = {tensor.name: tensor.shape for tensor in layout.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in layout.tensors if tensor.group != FULL_GROUP}
     modules: dict[str, int] = {}
     for name, shape in shapes.items():
         if not name.endswith((_A, _B)):
@@ -185,4 +199,6 @@ def lora_modules(layout: Layout) -> dict[str, int]:
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             raise LayoutError(f"module {module}: factors {a} and {b} are not (rank, in) and (out, rank)")
         modules[module] = a[0]
+    if not modules:
+        raise LayoutError("no tensor is a LoRA factor")
     return modules

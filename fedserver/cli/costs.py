@@ -68,8 +68,13 @@ def cost(
     name = model or ("" if job is None else job.model)
     if not name:
         raise InvalidInput(f"say --model, since only it tells shapes; known: {', '.join(MODELS)}, or FILE.toml")
-    # The adapters that a job can name train no head.
-    shapes = shapes_of(find_model(name), target or (() if job is None else job.targets), heads=job is None)
+    table = find_model(name)
+    if job is None:
+        shapes = shapes_of(table, target or ())
+    elif job.method.whole:
+        shapes = shapes_of(table, target or (), heads=False, alone=job.trainable)
+    else:
+        shapes = shapes_of(table, target or job.targets, heads=False, beside=job.trainable)
     wanted = [find_method(each) for each in dict.fromkeys(method or METHODS)]
     ranks = sorted(set(rank or [(job and job.rank) or DEFAULT_RANK]))
     num_clients = clients or (DEFAULT_CLIENTS if job is None else job.clients)

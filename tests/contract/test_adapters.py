@@ -15,6 +15,11 @@ from fedcore.errors import InvalidInput, LayoutError
 from fedcore.layout import Layout
 
 SEED = 11
+# As they are, and with a norm that is trained whole beside or alone.
+PARAMS: dict[str, dict[str, object]] = {
+    **{name: {} for name in ADAPTERS.names()},
+    **{f"{name} and weights": {"trainable": ["block.1.*"]} for name in ("full", "ffa-lora", "lora", "lora-sb")},
+}
 
 
 def make_model() -> nn.Module:
@@ -30,10 +35,10 @@ def make_model() -> nn.Module:
 
 
 def attach(name: str, seed: int = SEED) -> AdaptedModel:
-    return ADAPTERS.get(name)({}).attach(make_model(), seed)
+    return ADAPTERS.get(name.partition(" ")[0])(PARAMS[name]).attach(make_model(), seed)
 
 
-@pytest.fixture(params=ADAPTERS.names())
+@pytest.fixture(params=PARAMS)
 def adapter(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -121,4 +126,4 @@ def test_training_changes_the_vector_and_nothing_else(adapter: str) -> None:
 
 def test_unknown_parameter_names_its_key_path(adapter: str) -> None:
     with pytest.raises(InvalidInput, match=r"adapter\.rnak: unknown key"):
-        ADAPTERS.get(adapter)({"rnak": 4})
+        ADAPTERS.get(adapter.partition(" ")[0])({"rnak": 4})
