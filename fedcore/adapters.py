@@ -2,24 +2,24 @@
 
 A LoRA layout has, for every adapted linear layer, `<module path>.lora_A.weight` (rank × in) and
 `<module path>.lora_B.weight` (out × rank) in group `ADAPTER_GROUP`. The `peft` package keeps the same two
-tensors under `base_model.model.` + that name, so an export renames and copies; nothing is transposed or
+tensors under `PEFT_PREFIX` + that name, so an export renames and copies; nothing is transposed or
 rescaled. What is trained whole is in group `FULL_GROUP`, behind an adapter's tensors, under its name in the model.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import Field, JsonValue
 
 from fedcore.errors import LayoutError
 from fedcore.layout import BASIS_GROUP, Layout
-from fedcore.params import Params, parse_params
+from fedcore.params import Params
 
 ADAPTER_GROUP: Final = "adapter"
 FULL_GROUP: Final = "model"
+PEFT_PREFIX: Final = "base_model.model."
+"""What peft has in front of a tensor's name."""
 
 _A: Final = ".lora_A.weight"
 _B: Final = ".lora_B.weight"
@@ -129,7 +129,7 @@ def peft_state_names(layout: Layout) -> dict[str, str]:
         LayoutError: the layout is not one of complete A, B pairs of one rank each.
     """
     lora_modules(layout)
-    return {tensor.name: f"base_model.model.{tensor.name}" for tensor in layout.tensors}
+    return {tensor.name: PEFT_PREFIX + tensor.name for tensor in layout.tensors}
 
 
 def adapted_modules(layout: Layout) -> dict[str, int]:
@@ -141,43 +141,6 @@ def adapted_modules(layout: Layout) -> dict[str, int]:
     if any(tensor.name.endswith(_R) for tensor in layout.tensors):
         return {module: rank for module, (_, _, rank) in basis_modules(layout).items()}
     return lora_modules(layout)
-
-
-def peft_config(adapter: str, params: Mapping[str, object], layout: Layout) -> dict[str, JsonValue]:
-    """Return the content of `adapter_config.json` for a job's adapter and a layout of A, B pairs.
-
-    The adapted modules are named by a regular expression of their full paths. In a list, peft would also take
-    `block.0` for `0`.
-
-    Raises:
-        InvalidInput: `params` are not LoRA parameters.
-        LayoutError: the layout is not that of a LoRA adapter of this rank.
-    """
-    lora: LoraParams | LoraSbParams
-    if adapter in GRADIENT_START:
-        lora = parse_params(LoraSbParams, params, "adapter")
-        alpha = float(lora.rank)  # so that the scale is 1
-    else:
-        lora = parse_params(LoraParams, params, "adapter")
-        alpha = lora.alpha
-    modules = lora_modules(layout)
-    for module, rank in modules.items():
-        if rank != lora.rank:
-            raise LayoutError(f"module {module} has rank {rank}, the job says {lora.rank}")
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": lora.rank,
-        "lora_alpha": alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": f"(?:{'|'.join(map(re.escape, modules))})",
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-    }
 
 
 def lora_modules(layout: Layout) -> dict[str, int]:
