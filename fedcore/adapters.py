@@ -2,13 +2,12 @@
 
 A LoRA layout has, for every adapted linear layer, `<module path>.lora_A.weight` (rank × in) and
 `<module path>.lora_B.weight` (out × rank) in group `ADAPTER_GROUP`. The `peft` package keeps the same two
-tensors under `base_model.model.` + that name, so an export renames and copies; nothing is transposed or
-rescaled.
+tensors under `PEFT_PREFIX` + that name, so an export renames and copies; nothing is transposed or
+rescaled. What is trained whole is in group `FULL_GROUP`, behind an adapter's tensors, under its name in the model.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -16,54 +15,52 @@ from pydantic import Field, JsonValue
 
 from fedcore.errors import LayoutError
 from fedcore.layout import BASIS_GROUP, Layout
-from fedcore.params import Params, parse_params
+from fedcore.params import Params
 
 ADAPTER_GROUP: Final = "adapter"
 FULL_GROUP: Final = "model"
-
 _A: Final = ".lora_A.weight"
 _B: Final = ".lora_B.weight"
 _R: Final = ".lora_R.weight"
 
 
-class LoraParams(Params):
+class LowRankParams(Params):
+    """What the adapters of low rank have in common."""
+
+    rank: int = Field(default=8, ge=1, le=4096, description="r: inner dimension of the update.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="On the update's input, in training only.")
+    targets: list[str] = Field(
+        default=["*"],
+        min_length=1,
+        max_length=256,
+        description="Shell patterns for module paths or their last part.",
+    )
+    trainable: list[str] = Field(
+        default=[],
+        max_length=256,
+        description="Shell patterns for names of parameters that are trained whole beside the adapter.",
+    )
+    ranks: dict[str, int] = Field(
+        default={}, max_length=256, description="Lower ranks of some clients, by shell pattern of their names."
+    )
+
+
+class LoraParams(LowRankParams):
     """Keys of `[adapter]` with `name = "lora"` (Hu et al., LoRA, 2021).
 
     The adapted layer computes `W x + b + (alpha / rank) · B A dropout(x)`.
     """
 
-    rank: int = Field(default=8, ge=1, le=4096, description="r: inner dimension of the update.")
     alpha: float = Field(default=16.0, gt=0, le=65536, description="The update is scaled by alpha / rank.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="On the update's input, in training only.")
-    targets: list[str] = Field(
-        default=["*"],
-        min_length=1,
-        max_length=256,
-        description="Shell patterns for module paths or their last part.",
-    )
-    ranks: dict[str, int] = Field(
-        default={}, max_length=256, description="Lower ranks of some clients, by shell pattern of their names."
-    )
 
 
-class LoraSbParams(Params):
+class LoraSbParams(LowRankParams):
     """Keys of `[adapter]` with `name = "lora-sb"` (Ponkshe et al., LoRA-SB, 2024; Singhal et al., Fed-SB, 2025).
 
-    The adapted layer computes `W x + b + B R A dropout(x)`. B and A are set by the server in the job's first round,
-    from the clients' gradients; R is trained.
+    The adapted layer computes `W x + b + B R A dropout(x)`, R of rank × rank. B and A are set by the server in the
+    job's first round, from the clients' gradients; R is trained.
     """
 
-    rank: int = Field(default=8, ge=1, le=4096, description="r: R is r x r.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="On the update's input, in training only.")
-    targets: list[str] = Field(
-        default=["*"],
-        min_length=1,
-        max_length=256,
-        description="Shell patterns for module paths or their last part.",
-    )
-    ranks: dict[str, int] = Field(
-        default={}, max_length=256, description="Lower ranks of some clients, by shell pattern of their names."
-    )
     samples: int = Field(default=64, ge=1, le=1_000_000, description="Examples of each client's first gradient.")
     votes: bool = Field(default=False, description="Send the gradient's signs alone, one bit each, as votes.")
     step: float = Field(default=1e-3, gt=0, le=1, description="Eta: the first step is this times the gradient's sign.")
@@ -75,14 +72,18 @@ class LoraSbParams(Params):
 
 
 class FullParams(Params):
-    """`name = "full"` has no further keys."""
+    """Keys of `[adapter]` with `name = "full"`."""
+
+    trainable: list[str] = Field(
+        default=["*"], min_length=1, max_length=256, description="Shell patterns for names of parameters."
+    )
 
 
 GRADIENT_START: Final = frozenset({"lora-sb"})
 """Adapters that start from the clients' gradients."""
 ALTERNATING: Final = frozenset({"rolora"})
 """Adapters that train B from even versions, and A from odd ones."""
-LORA_PARAMS: Final[Mapping[str, type[LoraParams | LoraSbParams]]] = {
+LORA_PARAMS: Final[Mapping[str, type[LowRankParams]]] = {
     "lora": LoraParams,
     "ffa-lora": LoraParams,
     "lora-sb": LoraSbParams,
@@ -152,50 +153,13 @@ def adapted_modules(layout: Layout) -> dict[str, int]:
     return lora_modules(layout)
 
 
-def peft_config(adapter: str, params: Mapping[str, object], layout: Layout) -> dict[str, JsonValue]:
-    """Return the content of `adapter_config.json` for a job's adapter and a layout of A, B pairs.
-
-    The adapted modules are named by a regular expression of their full paths. In a list, peft would also take
-    `block.0` for `0`.
-
-    Raises:
-        InvalidInput: `params` are not LoRA parameters.
-        LayoutError: the layout is not that of a LoRA adapter of this rank.
-    """
-    lora: LoraParams | LoraSbParams
-    if adapter in GRADIENT_START:
-        lora = parse_params(LoraSbParams, params, "adapter")
-        alpha = float(lora.rank)  # so that the scale is 1
-    else:
-        lora = parse_params(LoraParams, params, "adapter")
-        alpha = lora.alpha
-    modules = lora_modules(layout)
-    for module, rank in modules.items():
-        if rank != lora.rank:
-            raise LayoutError(f"module {module} has rank {rank}, the job says {lora.rank}")
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": lora.rank,
-        "lora_alpha": alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": f"(?:{'|'.join(map(re.escape, modules))})",
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-    }
-
-
 def lora_modules(layout: Layout) -> dict[str, int]:
-    """Return the adapted modules' paths with their ranks, in layout order.
+    """Return the adapted modules' paths with their ranks, in layout order; what is trained whole is passed over.
 
     Raises:
         LayoutError: the layout is not one of complete A, B pairs of one rank each.
     """
-    shapes = {tensor.name: tensor.shape for tensor in layout.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in layout.tensors if tensor.group != FULL_GROUP}
     modules: dict[str, int] = {}
     for name, shape in shapes.items():
         if not name.endswith((_A, _B)):
@@ -208,4 +172,6 @@ def lora_modules(layout: Layout) -> dict[str, int]:
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             raise LayoutError(f"module {module}: factors {a} and {b} are not (rank, in) and (out, rank)")
         modules[module] = a[0]
+    if not modules:
+        raise LayoutError("no tensor is a LoRA factor")
     return modules

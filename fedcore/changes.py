@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedcore.adapters import ADAPTER_GROUP
-from fedcore.errors import FrameError, LayoutError
+from fedcore.adapters import ADAPTER_GROUP, lora_modules
+from fedcore.errors import FrameError
 from fedcore.layout import Layout, Vector
 from fedcore.rng import stream
 
@@ -43,17 +43,9 @@ def changed_modules(layout: Layout) -> dict[str, tuple[int, int]]:
     Raises:
         LayoutError: a factor is without the other, their ranks differ, or there are none.
     """
-    shapes = {tensor.name: tensor.shape for tensor in layout.moving.tensors if tensor.group == ADAPTER_GROUP}
-    modules: dict[str, tuple[int, int]] = {}
-    for name, shape in shapes.items():
-        module = name.removesuffix(_A).removesuffix(_B)
-        a, b = shapes.get(module + _A, ()), shapes.get(module + _B, ())
-        if name == module or not len(a) == len(b) == 2 or a[0] != b[1]:
-            raise LayoutError(f"tensor {name} {shape}: is not one of factors A (r, n) and B (m, r) of one module")
-        modules[module] = (b[0], a[1])
-    if not modules:
-        raise LayoutError("no module has factors A and B")
-    return modules
+    moving = layout.moving
+    shapes = {tensor.name: tensor.shape for tensor in moving.tensors}
+    return {module: (shapes[module + _B][0], shapes[module + _A][1]) for module in lora_modules(moving)}
 
 
 def new_rows(generator: np.random.Generator, rank: int, num_inputs: int) -> Matrix:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from fedcore.errors import JobFileError
+from fedcore.errors import InvalidInput, JobFileError
 from fedcore.names import NAME_PATTERN
 from fedcore.validation import problems_of
 
@@ -274,15 +274,21 @@ def _check_shorthands(tree: dict[str, Any], source: str) -> None:
 
 
 def parse_job(tree: Any, source: str) -> Job:
-    """Turn a parsed tree into a job.
+    """Turn a parsed tree into a job, its method written out.
 
     Raises:
         JobFileError: with one line for every problem: key path, value, and what would be right.
     """
+    from fedcore.methods import expand_method  # which needs the job's sections
+
     try:
         job = Job.model_validate(tree)
     except ValidationError as error:
         raise JobFileError(source, problems_of(error, Job, tree)) from error
+    try:
+        job = expand_method(job)
+    except InvalidInput as error:
+        raise JobFileError(source, [f"job.method: {error}"]) from error
     num_bytes = len(job.to_json())  # escapes and defaults can make it longer than the file was
     if num_bytes > MAX_JOB_BYTES:
         raise JobFileError(source, [f"{num_bytes} bytes as JSON, at most {MAX_JOB_BYTES}"])

@@ -205,6 +205,7 @@ def _conclude(
         base_digest=simulated.status["base_digest"],
         adapter_sha256=simulated.status["adapter_sha256"],
         history=simulated.history,
+        changes=simulated.changes,
     )
     exported = export_version(what, simulated.state, out, force=True)
     bounds = measure(job, [member.data for member in members], device, threads, adapter) if pooled else None

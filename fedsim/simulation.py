@@ -63,6 +63,7 @@ class Simulated:
         state: the last version's vector, raw little-endian float32.
         history: a row for each version (docs/status.md).
         status: as `fedserver status --json` shows the job.
+        changes: what has led to the frozen matrices (`fedcore.changes`), the oldest first.
     """
 
     job_id: str
@@ -71,6 +72,7 @@ class Simulated:
     state: bytes
     history: list[Tree]
     status: Tree
+    changes: list[bytes]
 
 
 def make_clients(job: Job, num_clients: int, data: Mapping[str, str]) -> list[SimulatedClient]:
@@ -185,6 +187,7 @@ def _result(federation: Federation, job_id: str) -> Simulated:
         ),
         history_of(federation, job_id),
         status_of(federation, 0, job_id)["jobs"][0],
+        [bytes(federation.services.vault.open(digest)) for digest in federation.services.vault.changes(version)],
     )
 
 

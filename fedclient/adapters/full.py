@@ -1,15 +1,16 @@
-"""All of a model's parameters are trained."""
+"""A model's own parameters are trained: all of them, or some."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from fedclient.adapters.base import AdaptedModel, Adapter
-from fedcore.adapters import FULL_GROUP, FullParams
+from fedclient.adapters.trainable import find_trainable
+from fedcore.adapters import FullParams
 
 
 class Full(Adapter):
-    """Trains every floating-point parameter under its own name, in the model's order.
+    """Trains floating-point parameters whose names match `trainable`, each under its own, in the model's order.
 
     Buffers, such as the running averages of batch normalisation, are not parameters: they stay on each
     client.
@@ -18,7 +19,5 @@ class Full(Adapter):
     params: FullParams
 
     def attach(self, model: nn.Module, seed: int) -> AdaptedModel:
-        """See `Adapter.attach`; nothing is added and nothing drawn."""
-        return AdaptedModel(
-            model, [(FULL_GROUP, name, p) for name, p in model.named_parameters() if p.is_floating_point()]
-        )
+        """See `Adapter.attach` and `find_trainable`; nothing is added and nothing drawn."""
+        return AdaptedModel(model, find_trainable(model, self.params.trainable))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedclient.adapters.base import AdaptedModel, Adapter
 from fedclient.adapters.targets import Target, find_targets, replace
+from fedclient.adapters.trainable import find_trainable
 from fedcore.adapters import ADAPTER_GROUP, LoraParams
 from fedcore.changes import new_rows
 from fedcore.rng import stream
@@ -69,10 +70,15 @@ class Lora(Adapter):
     frozen: ClassVar[tuple[str, ...]] = ()
 
     def attach(self, model: nn.Module, seed: int) -> AdaptedModel:
-        """See `Adapter.attach` and `find_targets`. Each layer draws from a stream of its own, named by its path."""
+        """See `Adapter.attach`, `find_targets` and `find_trainable`.
+
+        Each layer draws from a stream of its own, named by its path.
+        """
+        targets = find_targets(model, self.params.targets, self.params.rank)
+        whole = find_trainable(model, self.params.trainable, targets)
         trained: list[tuple[str, str, nn.Parameter]] = []
         basis: list[tuple[str, nn.Parameter]] = []
-        for target in find_targets(model, self.params.targets, self.params.rank):
+        for target in targets:
             adapted = LoraLinear(target, self.params, stream(seed, "lora", target.path))
             replace(model, target.path, adapted)
             for name, parameter in adapted.named_parameters():
@@ -80,7 +86,7 @@ class Lora(Adapter):
                     trained.append((ADAPTER_GROUP, f"{target.path}.{name}", parameter))
                 elif name in self.frozen:
                     basis.append((f"{target.path}.{name}", parameter))
-        return AdaptedModel(model, trained, basis)
+        return AdaptedModel(model, [*trained, *whole], basis)
 
 
 class FfaLora(Lora):

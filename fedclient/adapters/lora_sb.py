@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedclient.adapters.base import AdaptedModel, Adapter
 from fedclient.adapters.targets import Target, find_targets, replace
+from fedclient.adapters.trainable import find_trainable
 from fedcore.adapters import ADAPTER_GROUP, LoraSbParams
 from fedcore.errors import InvalidInput
 
@@ -48,12 +49,13 @@ class LoraSb(Adapter):
     params: LoraSbParams
 
     def attach(self, model: nn.Module, seed: int) -> AdaptedModel:
-        """See `Adapter.attach` and `find_targets`; draws nothing.
+        """See `Adapter.attach`, `find_targets` and `find_trainable`; draws nothing.
 
         Raises:
             InvalidInput: also for a quantised layer, by whose weight there is no gradient.
         """
         targets = find_targets(model, self.params.targets, self.params.rank)
+        whole = find_trainable(model, self.params.trainable, targets)
         trained: list[tuple[str, str, nn.Parameter]] = []
         basis: list[tuple[str, nn.Parameter]] = []
         for target in targets:
@@ -65,4 +67,4 @@ class LoraSb(Adapter):
             trained.append((ADAPTER_GROUP, f"{target.path}.lora_R.weight", adapted.lora_R))
             basis.append((f"{target.path}.lora_A.weight", adapted.lora_A))
             basis.append((f"{target.path}.lora_B.weight", adapted.lora_B))
-        return AdaptedModel(model, trained, basis, targets)
+        return AdaptedModel(model, [*trained, *whole], basis, targets)

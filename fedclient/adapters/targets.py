@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -50,7 +50,7 @@ def find_targets(model: nn.Module, patterns: Sequence[str], rank: int) -> list[T
             f"adapter.targets {list(unmatched)}: match no linear layer; the model has: {_shown(linears)}"
         )
     chosen = [target for target in linears if any(_matches(target.path, pattern) for pattern in patterns)]
-    owners = _owners(model)
+    owners = names_of_parameters(model)
     tied = [target for target in chosen if len(owners[id(target.layer.weight)]) > 1]
     if tied:
         shared = ", ".join(owners[id(tied[0].layer.weight)])
@@ -93,7 +93,7 @@ def _matches(path: str, pattern: str) -> bool:
     return fnmatchcase(path, pattern) or fnmatchcase(path.rpartition(".")[2], pattern)
 
 
-def _owners(model: nn.Module) -> dict[int, list[str]]:
+def names_of_parameters(model: nn.Module) -> dict[int, list[str]]:
     """Return the id of each parameter with every path that it is used under."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -102,7 +102,11 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _shown(linears: Sequence[Target]) -> str:
-    """Return patterns that match `linears`; the numbers of blocks are stars."""
-    patterns = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?=\.)", "*", target.path) for target in linears))
+    return shown(target.path for target in linears) or "none inside another module"
+
+
+def shown(paths: Iterable[str]) -> str:
+    """Return patterns that match `paths`, at most `MAX_SHOWN`; the numbers of blocks are stars."""
+    patterns = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?=\.)", "*", path) for path in paths))
     more = f" and {len(patterns) - MAX_SHOWN} more" if len(patterns) > MAX_SHOWN else ""
-    return (", ".join(patterns[:MAX_SHOWN]) or "none inside another module") + more
+    return ", ".join(patterns[:MAX_SHOWN]) + more

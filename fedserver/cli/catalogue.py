@@ -15,8 +15,8 @@ from fedcore.cli import JsonOption, print_json
 from fedcore.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from fedcore.methods import Method
     from fedcore.registry import Registry
-    from fedserver.methods import Method
 
 _CLIENT_GROUPS: Final = {"adapters": "roundtable.adapters", "tasks": "roundtable.tasks"}
 
@@ -31,7 +31,7 @@ def methods(as_json: JsonOption = False) -> None:
     """List codecs, aggregation rules, server optimisers, and methods of federated LoRA."""
     from fedagg import OPTIMIZERS, RULES
     from fedcodec import CODECS
-    from fedserver.methods import METHODS
+    from fedcore.methods import METHODS
 
     found = {"codecs": _plugins(CODECS), "rules": _plugins(RULES), "server_optimizers": _plugins(OPTIMIZERS)}
     names = {

@@ -59,17 +59,22 @@ def cost(
     Of a job, or of a model alone; nothing runs.
     """
     from fedcore.jobfile import load_job
+    from fedcore.methods import METHODS, find_method
     from fedserver.cost.cost import cost_of
     from fedserver.cost.jobs import costs_of_job
     from fedserver.cost.shapes import MODELS, find_model, shapes_of
-    from fedserver.methods import METHODS, find_method
 
     job = None if job_file is None else costs_of_job(load_job(job_file), str(job_file))
     name = model or ("" if job is None else job.model)
     if not name:
         raise InvalidInput(f"say --model, since only it tells shapes; known: {', '.join(MODELS)}, or FILE.toml")
-    # The adapters that a job can name train no head.
-    shapes = shapes_of(find_model(name), target or (() if job is None else job.targets), heads=job is None)
+    table = find_model(name)
+    if job is None:
+        shapes = shapes_of(table, target or ())
+    elif job.method.whole:
+        shapes = shapes_of(table, target or (), heads=False, alone=job.trainable)
+    else:
+        shapes = shapes_of(table, target or job.targets, heads=False, beside=job.trainable)
     wanted = [find_method(each) for each in dict.fromkeys(method or METHODS)]
     ranks = sorted(set(rank or [(job and job.rank) or DEFAULT_RANK]))
     num_clients = clients or (DEFAULT_CLIENTS if job is None else job.clients)

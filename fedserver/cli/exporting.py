@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,24 +25,37 @@ def export(
     version: Annotated[
         int | None, typer.Option("--version", min=0, help="Which version; default: the newest.", show_default=False)
     ] = None,
+    form: Annotated[
+        Literal["peft", "merged", "weights"] | None,
+        typer.Option(
+            "--format",
+            help="peft: an adapter folder; merged: a whole model; weights: trained tensors alone."
+            " Default: peft for adapters of LoRA's kind, else weights.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", metavar="DIR", help="Folder of the base model's safetensors files.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in DIR.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a version as files for other programs.
 
-    Weights as safetensors (for LoRA a PEFT adapter folder), a model card, a plot.
+    Weights as safetensors (for LoRA a PEFT adapter folder, on demand a merged model), a model card, a plot.
     """
     from fedcore.jobfile import Job
     from fedcore.layout import Layout
     from fedserver.cli.connect import operator
     from fedserver.cli.progress import progress
-    from fedserver.export import Exportable, export_version
+    from fedserver.export import Exportable, Format, export_version
 
     with operator(folder) as server:
         federation = str(server.status(job)["federation"])
         wanted = server.version(job, version)
         with progress("download", wanted.num_bytes) as on_bytes:
-            state = server.read_version(wanted, on_bytes)
+            data = server.read_version(wanted, on_bytes)
     what = Exportable(
         federation=federation,
         job_id=wanted.job_id,
@@ -54,8 +67,9 @@ def export(
         base_digest=wanted.base_digest,
         adapter_sha256=wanted.adapter_sha256,
         history=wanted.history,
+        changes=wanted.changes_in(data),
     )
-    made = export_version(what, state, out, force=force)
+    made = export_version(what, data[: wanted.state_bytes], out, form=form and Format(form), base=base, force=force)
     if as_json:
         print_json(
             {

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fedcodec import Pipeline
 from fedcore.errors import InvalidInput
 from fedcore.layout import MAX_VALUES
+from fedcore.methods import Method, Sends
 from fedserver.cost.shapes import Shapes
-from fedserver.methods import Method, Sends
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from fedcodec import Pipeline
 from fedcore.adapters import GRADIENT_START, FullParams, LoraParams, LoraSbParams
 from fedcore.errors import InvalidInput
 from fedcore.jobfile import Job
+from fedcore.methods import METHODS, Method, method_of
 from fedcore.params import parse_params
-from fedserver.methods import METHODS, Method, method_of
 from fedserver.rounds.plan import make_plan
 
 
@@ -22,6 +22,7 @@ class JobCosts:
         method: what it runs.
         rank: None if its adapter has none.
         targets: patterns of the layers that are adapted; empty if its adapter has none.
+        trainable: patterns of the parameters that are trained whole.
         clients: its cohort.
         model: what its task calls the model; empty if it does not say.
         pipelines: up and down.
@@ -31,6 +32,7 @@ class JobCosts:
     method: Method
     rank: int | None
     targets: tuple[str, ...]
+    trainable: tuple[str, ...]
     clients: int
     model: str
     pipelines: tuple[Pipeline, Pipeline]
@@ -50,18 +52,19 @@ def costs_of_job(job: Job, source: str) -> JobCosts:
             f"adapter {job.adapter.name!r} with rule {job.aggregator.rule!r}: costs are known of {known}"
         )
     model = job.task.params.get("model")
-    lora: LoraParams | LoraSbParams | None = None
+    params: FullParams | LoraParams | LoraSbParams
     if method.whole:
-        parse_params(FullParams, job.adapter.params, "adapter")
+        params = parse_params(FullParams, job.adapter.params, "adapter")
     elif job.adapter.name in GRADIENT_START:
-        lora = parse_params(LoraSbParams, job.adapter.params, "adapter")
+        params = parse_params(LoraSbParams, job.adapter.params, "adapter")
     else:
-        lora = parse_params(LoraParams, job.adapter.params, "adapter")
+        params = parse_params(LoraParams, job.adapter.params, "adapter")
     return JobCosts(
         name=job.job.name,
         method=method,
-        rank=None if lora is None else lora.rank,
-        targets=() if lora is None else tuple(lora.targets),
+        rank=None if isinstance(params, FullParams) else params.rank,
+        targets=() if isinstance(params, FullParams) else tuple(params.targets),
+        trainable=tuple(params.trainable),
         clients=job.schedule.cohort,
         model=model if isinstance(model, str) else "",
         pipelines=(plan.uplink, plan.downlink),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.resources import files
@@ -51,9 +51,9 @@ class Linear(_Row):
     bias: bool = False
     role: Literal["", "target", "head", "tied"] = ""
 
-    def sizes(self) -> list[int]:
+    def sizes(self) -> dict[str, int]:
         """Return how many values weight and bias have."""
-        return [math.prod(self.shape), *self.shape[: int(self.bias)]]
+        return {"weight": math.prod(self.shape)} | ({"bias": self.shape[0]} if self.bias else {})
 
 
 class Other(_Row):
@@ -69,6 +69,17 @@ class Model(Params):
     hub: str = Field(default="", max_length=256, description="What the Hugging Face hub calls it.")
     linear: list[Linear] = Field(min_length=1, max_length=10_000)
     other: list[Other] = Field(default=[], max_length=10_000)
+
+    def parameters(self) -> dict[str, int]:
+        """Return the number of values of each parameter by its name; what is tied counts under its other name alone."""
+        linear = {
+            f"{path}.{name}": size
+            for row in self.linear
+            if row.role != "tied"
+            for path in row.paths()
+            for name, size in row.sizes().items()
+        }
+        return linear | {path: math.prod(row.shape) for row in self.other for path in row.paths()}
 
 
 class Matrix(NamedTuple):
@@ -87,7 +98,7 @@ class Shapes:
         model: its name.
         matrices: the adapted linear layers.
         heads: number of values of each tensor that is trained whole beside them.
-        whole: number of values of each parameter of the model.
+        whole: number of values of each parameter that is trained where nothing is adapted.
     """
 
     model: str
@@ -118,16 +129,25 @@ def find_model(name: str) -> Model:
     raise InvalidInput(f"model {name[:80]!r}: {hint}known: {', '.join(MODELS)}, or a table of your own, FILE.toml")
 
 
-def shapes_of(model: Model, targets: Sequence[str] = (), *, heads: bool = True) -> Shapes:
+def shapes_of(
+    model: Model,
+    targets: Sequence[str] = (),
+    *,
+    heads: bool = True,
+    beside: Sequence[str] = (),
+    alone: Sequence[str] = "*",
+) -> Shapes:
     """Return what is trained of `model`.
 
     Args:
         model: its table.
         targets: shell patterns for the paths of linear layers or their last part, as in a job file; none: the table's.
         heads: whether the table's heads are trained too, except those that `targets` match.
+        beside: shell patterns for names of parameters that are trained whole beside the adapted layers.
+        alone: the same, where nothing is adapted.
 
     Raises:
-        InvalidInput: a pattern matches no layer, or one that is tied.
+        InvalidInput: a pattern matches nothing, a layer that is tied, or a parameter of an adapted layer.
     """
     rows = [(row, path) for row in model.linear for path in row.paths()]
     unmatched = [pattern for pattern in targets if not any(_matches(path, [pattern]) for _, path in rows)]
@@ -138,15 +158,25 @@ def shapes_of(model: Model, targets: Sequence[str] = (), *, heads: bool = True) 
         raise InvalidInput(f"{what}; {model.name} has: {known}")
     if tied := [path for row, path in chosen if row.role == "tied"]:
         raise InvalidInput(f"targets {list(targets)}: match {tied[0]}, whose weight is another tensor's too")
-    whole_heads = [row for row, path in rows if heads and row.role == "head" and (row, path) not in chosen]
-    linear = (size for row in model.linear if row.role != "tied" for size in row.sizes() * row.count)
-    other = (math.prod(row.shape) for row in model.other for _ in range(row.count))
+    adapted = {path for _, path in chosen}
+    parameters = model.parameters()
+    of_heads = [path + ".*" for row, path in rows if heads and row.role == "head" and path not in adapted]
+    whole = _named(parameters, [*of_heads, *beside], model)
+    if doubled := [name for name in whole if name.rpartition(".")[0] in adapted]:
+        raise InvalidInput(f"trainable {list(beside)}: match {doubled[0]}, of a layer that is adapted")
     return Shapes(
         model=model.name,
         matrices=tuple(Matrix(path, *row.shape) for row, path in chosen),
-        heads=tuple(size for row in whole_heads for size in row.sizes()),
-        whole=(*linear, *other),
+        heads=tuple(whole.values()),
+        whole=tuple(_named(parameters, alone, model).values()),
     )
+
+
+def _named(parameters: Mapping[str, int], patterns: Sequence[str], model: Model) -> dict[str, int]:
+    if unmatched := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in parameters)]:
+        known = ", ".join([*(f"{row.path}.weight" for row in model.linear), *(row.path for row in model.other)][:20])
+        raise InvalidInput(f"trainable {unmatched}: match no parameter; {model.name} has: {known}")
+    return {name: size for name, size in parameters.items() if any(fnmatchcase(name, each) for each in patterns)}
 
 
 def _matches(path: str, targets: Iterable[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fedserver.export.base import Exportable, Exported
+from fedserver.export.base import Exportable, Exported, Format
 from fedserver.export.export import export_version
 
-__all__: Final = ["Exportable", "Exported", "export_version"]
+__all__: Final = ["Exportable", "Exported", "Format", "export_version"]

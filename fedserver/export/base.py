@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from fedcore.adapters import PEFT_ADAPTERS
 from fedcore.jobfile import Job
@@ -17,8 +19,28 @@ ADAPTER_FILE: Final = "adapter_model.safetensors"
 """The name that peft looks for, as is the next one."""
 ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
 
-FILES: Final = frozenset({CARD_FILE, PLOT_FILE, MODEL_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE})
-"""Every file that an export may hold; a folder with anything else in it is never replaced."""
+MERGED_FILE: Final = "merged_files.json"
+"""A list of the files that came with a merged model: only what is on it was written by us."""
+
+FILES: Final = frozenset({CARD_FILE, PLOT_FILE, MODEL_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE, MERGED_FILE})
+"""Every file that an export may hold, besides a merged model's; a folder with anything else in it is never replaced."""
+
+State: TypeAlias = bytes | bytearray | memoryview
+"""A version's values: raw little-endian float32."""
+
+
+class Format(StrEnum):
+    """What an export is to be.
+
+    Attributes:
+        PEFT: an adapter for the `peft` package.
+        MERGED: a whole model, the base's files with what was trained in its place.
+        WEIGHTS: the trained tensors, and nothing else.
+    """
+
+    PEFT = "peft"
+    MERGED = "merged"
+    WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,7 @@ class Exportable:
         basis_sha256: of what the start of the job has set for good; None: nothing.
         base_digest: of the base model's frozen weights; None: not known, or none is frozen.
         adapter_sha256: of the PEFT weights that version 0 has the values of; None: none.
+        changes: what has led to the frozen matrices, the oldest first (`fedcore.changes`); their digests were compared.
     """
 
     federation: str
@@ -49,10 +72,11 @@ class Exportable:
     basis_sha256: str | None = None
     base_digest: str | None = None
     adapter_sha256: str | None = None
+    changes: Sequence[bytes] = ()
 
     @property
     def is_lora(self) -> bool:
-        """Whether it becomes a PEFT adapter."""
+        """Whether its adapter adds low-rank updates, which peft knows."""
         return self.job.adapter.name in PEFT_ADAPTERS
 
     @property
@@ -68,9 +92,9 @@ class Exported:
     Attributes:
         folder: where it lies.
         files: every file in it.
-        weights: the safetensors file.
+        weights: the safetensors file; of several, their index.
         model_card: the Markdown file.
-        adapter: the folder to give to peft; None for anything but LoRA.
+        adapter: the folder to give to peft; None for other formats.
         plot: the picture of the rounds; None where matplotlib is not installed.
     """
 

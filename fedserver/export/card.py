@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from fedcore.adapters import adapted_modules
+from fedcore.adapters import FULL_GROUP, adapted_modules
 from fedcore.jobfile import CodecStage, Job
-from fedserver.export.base import MODEL_FILE, PLOT_FILE, Exportable
+from fedserver.export.base import MODEL_FILE, PLOT_FILE, Exportable, Format
 from fedserver.export.figures import Row, evaluated, held_out_examples, metric_names, spread
 from fedserver.export.markdown import code, escaped, line, paragraphs, table, yaml_text
 
@@ -32,6 +32,16 @@ _LOAD_LORA: Final = """\
 from peft import PeftModel
 
 model = PeftModel.from_pretrained(base, ".")"""
+
+_LOAD_AUTO: Final = """\
+from transformers import {auto}
+
+model = {auto}.from_pretrained(".")"""
+
+_AUTO_CLASSES: Final = {
+    "hf-causal-lm": "AutoModelForCausalLM",
+    "hf-sequence-classification": "AutoModelForSequenceClassification",
+}
 
 _LOAD_FULL: Final = f"""\
 from safetensors.torch import load_file
@@ -52,22 +62,22 @@ def base_model_of(job: Job) -> str | None:
     return line(base) or None if isinstance(base, str) else None
 
 
-def model_card(what: Exportable, *, with_plot: bool) -> str:
+def model_card(what: Exportable, *, form: Format, with_plot: bool) -> str:
     """Return the card of a version; the same arguments give the same text."""
     job = what.job
     parts = [
-        *_front_matter(what),
+        *_front_matter(what, form),
         "",
         f"# {escaped(job.job.name)}",
         "",
-        _summary(what),
+        _summary(what, form),
         *(f"\n{text}" for text in paragraphs(job.job.description)),
         *_section("The job", table(("", ""), _job_rows(what))),
         *_section("Data", _data(job)),
         *_section("Method", table(("", ""), _method_rows(what))),
         *_section("Figures", _figures(what)),
         *_section("Rounds", _rounds(what, with_plot=with_plot)),
-        *_section("How to load it", _loading(what)),
+        *_section("How to load it", _loading(what, form)),
         *_section("What is not claimed", [_LIMITS]),
         *_section("How to cite it", [_citation(what)]),
     ]
@@ -78,11 +88,13 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
     return ["", f"## {title}", "", *lines]
 
 
-def _front_matter(what: Exportable) -> Iterator[str]:
+def _front_matter(what: Exportable, form: Format) -> Iterator[str]:
     yield "---"
     base = base_model_of(what.job)
-    if what.is_lora:
+    if form is Format.PEFT:
         yield "library_name: peft"
+    elif form is Format.MERGED and what.job.task.name in _AUTO_CLASSES:
+        yield "library_name: transformers"
     if base is not None and _HUB_ID.fullmatch(base):  # hubs refuse a card whose base model is a path
         yield f"base_model: {yaml_text(base)}"
     yield "tags:"
@@ -91,8 +103,8 @@ def _front_matter(what: Exportable) -> Iterator[str]:
     yield "---"
 
 
-def _summary(what: Exportable) -> str:
-    kind = "A LoRA adapter" if what.is_lora else "Weights"
+def _summary(what: Exportable, form: Format) -> str:
+    kind = {Format.PEFT: "A LoRA adapter", Format.MERGED: "A model", Format.WEIGHTS: "Weights"}[form]
     return (
         f"{kind} trained by federated learning: clients kept their data and sent updates, which a"
         f" Roundtable server put together. This is version {what.version} of"
@@ -131,6 +143,9 @@ def _method_rows(what: Exportable) -> Iterator[tuple[str, str]]:
         more = f" and {len(modules) - MAX_ROWS} more" if len(modules) > MAX_ROWS else ""
         yield "rank", str(max(modules.values()))
         yield "adapted layers", shown + more
+        if whole := [tensor.name for tensor in what.layout.tensors if tensor.group == FULL_GROUP]:
+            more = f" and {len(whole) - MAX_ROWS} more" if len(whole) > MAX_ROWS else ""
+            yield "trained whole", ", ".join(map(code, whole[:MAX_ROWS])) + more
     yield "values trained", f"{what.layout.moving.num_values:,} in {len(what.layout.moving.tensors):,} tensors"
     norm = "" if training.max_grad_norm is None else f", gradient norm at most {training.max_grad_norm:g}"
     yield (
@@ -211,10 +226,13 @@ def _figure(row: Row, metric: str) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _loading(what: Exportable) -> list[str]:
-    if what.is_lora:
+def _loading(what: Exportable, form: Format) -> list[str]:
+    auto = _AUTO_CLASSES.get(what.job.task.name)
+    if form is Format.PEFT:
         names, snippet = "`base` is the model that the job adapted, built as the task builds it", _LOAD_LORA
-    elif what.job.adapter.name == "full":
+    elif form is Format.MERGED and auto is not None:
+        names, snippet = "The base's own configuration and tokenizer are in it", _LOAD_AUTO.format(auto=auto)
+    elif what.job.adapter.name == "full" or form is Format.MERGED:
         names, snippet = "`model` is the job's model, built as the task builds it", _LOAD_FULL
     else:
         names, snippet = f"What the tensors mean, the adapter {code(what.job.adapter.name)} knows", _LOAD_OTHER

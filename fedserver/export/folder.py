@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fedcore.errors import InvalidInput
-from fedserver.export.base import FILES
+from fedserver.export.base import FILES, MERGED_FILE
 from fedserver.state.blobs import flush_folder
 from fedserver.state.failures import storage_errors
 
@@ -70,10 +71,20 @@ def _check_target(target: Path, shown: Path, *, force: bool) -> bool:
     names = sorted(path.name for path in target.iterdir())
     if names and not force:
         raise InvalidInput(f"folder {shown} is not empty (it holds {names[0]}): name another one, or use --force")
-    foreign = [name for name in names if name not in FILES or not (target / name).is_file()]
+    written = FILES | _merged_files(target)
+    foreign = [name for name in names if name not in written or not (target / name).is_file()]
     if foreign:
         raise InvalidInput(f"folder {shown} holds {foreign[0]}, which no export wrote: name another one")
     return bool(names)
+
+
+def _merged_files(folder: Path) -> set[str]:
+    """Return which files of a folder came with a merged model."""
+    try:
+        names = json.loads((folder / MERGED_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
 def _write(path: Path, content: Content) -> None:

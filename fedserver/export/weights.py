@@ -8,65 +8,102 @@ length (u64, little-endian), the header (JSON: name -> dtype, shape, byte range)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from fedcodec.quantisers.floats import round_to_bf16
 from fedcore.errors import InvalidInput, LayoutError
-from fedcore.layout import Layout, TensorSpec, Vector
+from fedcore.layout import Layout, Vector
 
-_METADATA_KEY: Final = "__metadata__"
-_DTYPES: Final = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
-_CHUNK_VALUES: Final = 1 << 20
+METADATA_KEY: Final = "__metadata__"
+"""A key of the header that is no tensor."""
+CODES: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""The format's words for the dtypes of a layout."""
+ITEM_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
+CHUNK_VALUES: Final = 1 << 20
+
+
+class Entry(NamedTuple):
+    """A tensor of a file: `chunks` gives its `num_bytes`, row by row."""
+
+    key: str
+    code: str
+    shape: tuple[int, ...]
+    num_bytes: int
+    chunks: Callable[[], Iterator[bytes | memoryview]]
 
 
 def safetensors_chunks(
     keys: Sequence[str], layout: Layout, state: bytes | bytearray | memoryview, metadata: Mapping[str, str]
 ) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a safetensors file; the same arguments give the same bytes.
+    """Yield the bytes of a safetensors file with all tensors of a layout; see `safetensors_file`.
 
     Args:
         keys: the name in the file of each tensor of `layout`, all different.
         layout: where each tensor lies in `state`, and the dtype that it is written in.
         state: raw little-endian float32, as long as the layout says.
         metadata: kept in the header.
+    """
+    values = layout.unflatten(np.frombuffer(state, dtype="<f4")).values()
+    entries = [
+        entry_of(key, tensor.dtype, value) for key, tensor, value in zip(keys, layout.tensors, values, strict=True)
+    ]
+    return safetensors_file(entries, metadata)
+
+
+def safetensors_file(entries: Iterable[Entry], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file; the same arguments give the same bytes.
+
+    Args:
+        entries: its tensors, with keys that are all different.
+        metadata: kept in the header.
 
     Raises:
         LayoutError: a key that the format reserves.
-        InvalidInput: while it is being read: a value that is finite in `state` but not in the tensor's dtype.
+        InvalidInput: while it is being read: a value that is finite, but not in the tensor's dtype.
     """
-    if _METADATA_KEY in keys:
-        raise LayoutError(f"tensor {_METADATA_KEY}: safetensors reserves this name")
-    values_D = np.frombuffer(state, dtype="<f4")
     # Wide types first, so that every tensor begins at a multiple of its item size.
-    placed = sorted(zip(keys, layout.tensors, strict=True), key=lambda pair: -_DTYPES[pair[1].dtype][1])
-    return _chunks(placed, values_D, dict(metadata))
+    placed = sorted(entries, key=lambda entry: -(entry.num_bytes // max(1, math.prod(entry.shape))))
+    if any(entry.key == METADATA_KEY for entry in placed):
+        raise LayoutError(f"tensor {METADATA_KEY}: safetensors reserves this name")
+    return _chunks(placed, dict(metadata))
 
 
-def _chunks(
-    placed: Sequence[tuple[str, TensorSpec]], values_D: Vector, metadata: dict[str, str]
-) -> Iterator[bytes | memoryview]:
-    header: dict[str, Any] = {_METADATA_KEY: metadata}
+def entry_of(key: str, dtype: str, values: Vector) -> Entry:
+    """Return `values` as a tensor of a file in a layout's `dtype`."""
+    flat = values.reshape(-1)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        for start in range(0, flat.size, CHUNK_VALUES):
+            yield converted(flat[start : start + CHUNK_VALUES], dtype, key)
+
+    return Entry(key, CODES[dtype], values.shape, flat.size * ITEM_BYTES[dtype], chunks)
+
+
+def _chunks(placed: Sequence[Entry], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    header: dict[str, Any] = {METADATA_KEY: metadata}
     end = 0
-    for key, tensor in placed:
-        code, item_bytes = _DTYPES[tensor.dtype]
-        begin, end = end, end + tensor.num_values * item_bytes
-        header[key] = {"dtype": code, "shape": tensor.shape, "data_offsets": [begin, end]}
+    for entry in placed:
+        begin, end = end, end + entry.num_bytes
+        header[entry.key] = {"dtype": entry.code, "shape": entry.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    for key, tensor in placed:
-        stop = tensor.offset + tensor.num_values
-        for start in range(tensor.offset, stop, _CHUNK_VALUES):
-            yield _converted(values_D[start : min(start + _CHUNK_VALUES, stop)], tensor.dtype, key)
+    for entry in placed:
+        yield from entry.chunks()
 
 
-def _converted(values: Vector, dtype: str, key: str) -> memoryview:
-    """Return `values` in `dtype`, rounded to nearest with ties to even, as torch does it."""
+def converted(values: Vector, dtype: str, key: str) -> memoryview:
+    """Return float32 `values` in `dtype`, rounded to nearest with ties to even, as torch does it.
+
+    Raises:
+        InvalidInput: a finite value has no finite neighbour in `dtype`; the text names the tensor, `key`.
+    """
     if dtype == "float32":
-        return values.data.cast("B")
+        return np.ascontiguousarray(values, dtype="<f4").data.cast("B")
     if dtype == "bfloat16":
         halves = round_to_bf16(values)
         overflow = (halves & 0x7FFF) == 0x7F80

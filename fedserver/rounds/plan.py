@@ -17,7 +17,6 @@ from fedcore.layout import Layout
 from fedcore.messages import UpdateHeader, WorkKind
 from fedcore.part import Part
 from fedcore.sending import Sending, spread
-from fedserver.methods import expand_method
 from fedserver.rounds.fitness import misfits_of
 from fedserver.rounds.start import GradientStart, gradient_start
 
@@ -117,15 +116,11 @@ class Plan:
 
 
 def make_plan(job: Job, source: str) -> Plan:
-    """Build a job's plugins. The plan's job has its method and presets written out.
+    """Build a job's plugins. The plan's job has its presets written out.
 
     Raises:
         JobFileError: a plugin is unknown, its parameters are wrong, or the parts do not fit; every problem at once.
     """
-    try:
-        job = expand_method(job)
-    except InvalidInput as error:
-        raise JobFileError(source, [f"job.method: {error}"]) from error
     try:
         job = job.model_copy(update={"compression": expand(job.compression)})
     except UnknownPlugin as error:

@@ -1,8 +1,10 @@
-"""What every adapter must do, whatever it trains."""
+"""What every adapter must do, whatever it trains, the one in examples/ included."""
 
 from __future__ import annotations
 
+import runpy
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +12,21 @@ import torch
 from torch import nn
 
 from fedclient.adapters import ADAPTERS
-from fedclient.adapters.base import AdaptedModel
+from fedclient.adapters.base import AdaptedModel, Adapter
 from fedcore.errors import InvalidInput, LayoutError
 from fedcore.layout import Layout
 
 SEED = 11
+OWN_ADAPTER = Path(__file__).parents[2] / "examples" / "own_adapter" / "ia3.py"
+TYPES: dict[str, type[Adapter]] = {
+    **{name: ADAPTERS.get(name) for name in ADAPTERS.names()},
+    "ia3": runpy.run_path(str(OWN_ADAPTER))["Ia3"],
+}
+# As they are, and with a norm that is trained whole beside or alone.
+PARAMS: dict[str, dict[str, object]] = {
+    **{name: {} for name in TYPES},
+    **{f"{name} and weights": {"trainable": ["block.1.*"]} for name in ("full", "ffa-lora", "lora", "lora-sb")},
+}
 
 
 def make_model() -> nn.Module:
@@ -30,10 +42,10 @@ def make_model() -> nn.Module:
 
 
 def attach(name: str, seed: int = SEED) -> AdaptedModel:
-    return ADAPTERS.get(name)({}).attach(make_model(), seed)
+    return TYPES[name.partition(" ")[0]](PARAMS[name]).attach(make_model(), seed)
 
 
-@pytest.fixture(params=ADAPTERS.names())
+@pytest.fixture(params=PARAMS)
 def adapter(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -121,4 +133,4 @@ def test_training_changes_the_vector_and_nothing_else(adapter: str) -> None:
 
 def test_unknown_parameter_names_its_key_path(adapter: str) -> None:
     with pytest.raises(InvalidInput, match=r"adapter\.rnak: unknown key"):
-        ADAPTERS.get(adapter)({"rnak": 4})
+        TYPES[adapter.partition(" ")[0]]({"rnak": 4})

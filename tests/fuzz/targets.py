@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.fuzz import adapter_targets, identity_targets, job_targets, state_targets, upload_targets, wire_targets
+from tests.fuzz import (
+    adapter_targets,
+    export_targets,
+    identity_targets,
+    job_targets,
+    state_targets,
+    upload_targets,
+    wire_targets,
+)
 from tests.fuzz.target import Target
 
 TARGETS: Final[dict[str, Target]] = {
     target.name: target
-    for module in (wire_targets, upload_targets, state_targets, job_targets, identity_targets, adapter_targets)
+    for module in (
+        wire_targets,
+        upload_targets,
+        state_targets,
+        job_targets,
+        identity_targets,
+        adapter_targets,
+        export_targets,
+    )
     for target in module.TARGETS
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,9 @@ from transformers import (
 
 from fedclient.adapters import ADAPTERS
 from fedclient.adapters.base import AdaptedModel
-from fedserver.export import Exportable, Exported, export_version
-from tests.support.exports import make_history, make_job
+from fedcore.adapters import FULL_GROUP
+from fedserver.export import Exported
+from tests.support.exports import export
 
 # peft still asks transformers under the old name.
 pytestmark = [
@@ -93,6 +93,20 @@ LORA_CASES = {
     "mlp, lora-sb": Case(mlp, {"name": "lora-sb", "rank": 3, "dropout": 0.3}, VALUES),
     "bert, lora-sb": Case(bert, {"name": "lora-sb", "rank": 4, "targets": ["query", "*.dense"]}, TOKENS),
     "llama, lora-sb": Case(llama, {"name": "lora-sb", "rank": 8}, TOKENS),
+    "bert, lora, head and norms": Case(
+        bert,
+        {"name": "lora", "rank": 4, "targets": ["query", "value"], "trainable": ["classifier.*", "*LayerNorm*"]},
+        TOKENS,
+    ),
+    "bert, lora-sb, head": Case(
+        bert, {"name": "lora-sb", "rank": 4, "targets": ["query"], "trainable": ["classifier.*"]}, TOKENS
+    ),
+    "llama, ffa-lora, norms and output": Case(
+        llama, {"name": "ffa-lora", "rank": 4, "targets": ["*_proj"], "trainable": ["*norm*", "lm_head.*"]}, TOKENS
+    ),
+    "gpt2, lora, norms": Case(
+        gpt2, {"name": "lora", "rank": 4, "targets": ["c_*"], "trainable": ["transformer.ln_f.*"]}, TOKENS
+    ),
     "gpt2, lora-sb": Case(gpt2, {"name": "lora-sb", "rank": 4, "targets": ["c_attn", "c_proj", "c_fc"]}, TOKENS),
 }
 FULL_CASES = {
@@ -129,22 +143,6 @@ def orthonormal(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return nearest
 
 
-def export(model: AdaptedModel, case: Case, folder: Path) -> Exported:
-    trained, state = model.read().tobytes(), model.read_all().tobytes()
-    basis = state[len(trained) :]
-    what = Exportable(
-        federation="north",
-        job_id="job-1",
-        job=make_job(adapter=case.adapter),
-        layout=model.layout,
-        version=2,
-        state_sha256=hashlib.sha256(trained).hexdigest(),
-        history=make_history(trained, 2),
-        basis_sha256=hashlib.sha256(basis).hexdigest() if basis else None,
-    )
-    return export_version(what, state, folder)
-
-
 def run_snippet(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **names: object) -> nn.Module:
     """Run the card's code in the export's folder and return its `model`."""
     [snippet] = exported.model_card.read_text().split("```python\n")[1:]
@@ -167,21 +165,23 @@ def logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("case", LORA_CASES.values(), ids=LORA_CASES.keys())
 def test_peft_computes_what_our_adapter_computes(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = train(case)
-    loaded = run_snippet(export(trained, case, tmp_path / "out"), tmp_path, monkeypatch, base=build(case))
+    loaded = run_snippet(export(trained, case.adapter, tmp_path / "out"), tmp_path, monkeypatch, base=build(case))
     ours = logits(trained.module, case.inputs)
     torch.testing.assert_close(logits(loaded, case.inputs), ours, rtol=0, atol=1e-5)
     assert not torch.allclose(logits(build(case), case.inputs), ours, atol=1e-2)
     # Every exported tensor, and none besides, is in the loaded model.
     found = sum(p.numel() for name, p in loaded.named_parameters() if "lora_" in name)
-    factors = (t for t in trained.layout.tensors if not t.name.endswith("lora_R.weight"))
+    factors = (t for t in trained.layout.tensors if t.name.endswith(("lora_A.weight", "lora_B.weight")))
     assert found == sum(tensor.num_values for tensor in factors)
+    saved = {name.replace(".modules_to_save.default", "") for name, _ in loaded.named_parameters() if "to_save" in name}
+    assert saved == {f"base_model.model.{t.name}" for t in trained.layout.tensors if t.group == FULL_GROUP}
 
 
 def test_half_precision_weights_are_kept_in_their_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = FULL_CASES["bert"]
     trained = train(case, torch.bfloat16)
     assert {tensor.dtype for tensor in trained.layout.tensors} == {"bfloat16"}
-    exported = export(trained, case, tmp_path / "out")
+    exported = export(trained, case.adapter, tmp_path / "out")
     loaded = run_snippet(exported, tmp_path, monkeypatch, model=build(case).to(torch.bfloat16))
     torch.testing.assert_close(logits(loaded, case.inputs), logits(trained.module, case.inputs), rtol=0, atol=0)
 
@@ -190,7 +190,7 @@ def test_adapter_of_a_half_precision_base_is_float32_and_loads(tmp_path: Path, m
     case = LORA_CASES["llama, all layers"]
     trained = train(case, torch.bfloat16)
     assert {tensor.dtype for tensor in trained.layout.tensors} == {"float32"}
-    exported = export(trained, case, tmp_path / "out")
+    exported = export(trained, case.adapter, tmp_path / "out")
     loaded = run_snippet(exported, tmp_path, monkeypatch, base=build(case).to(torch.bfloat16))
     values_D = torch.cat([p.flatten() for name, p in loaded.named_parameters() if "lora_" in name])
     assert torch.equal(values_D.sort().values, torch.from_numpy(trained.read()).sort().values)
@@ -199,6 +199,6 @@ def test_adapter_of_a_half_precision_base_is_float32_and_loads(tmp_path: Path, m
 @pytest.mark.parametrize("case", FULL_CASES.values(), ids=FULL_CASES.keys())
 def test_full_weights_load_into_the_model(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = train(case)
-    exported = export(trained, case, tmp_path / "out")
+    exported = export(trained, case.adapter, tmp_path / "out")
     loaded = run_snippet(exported, tmp_path, monkeypatch, model=build(case))
     torch.testing.assert_close(logits(loaded, case.inputs), logits(trained.module, case.inputs), rtol=0, atol=0)

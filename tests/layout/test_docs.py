@@ -41,6 +41,7 @@ ROOMS = (
     "compression/fedcodec",
     "deploy",
     "examples/js_client",
+    "examples/own_adapter",
     "examples/own_task",
     "fedclient",
     "fedclient/adapters",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedcore.jobfile import Job, parse_job
 from fedcore.layout import Layout
-from fedserver.export import Exportable
+from fedserver.export import Exportable, Exported, export_version
+
+if TYPE_CHECKING:
+    from fedclient.adapters.base import AdaptedModel
 
 LORA = Layout.of(
     [
@@ -69,3 +73,22 @@ def make_exportable(
         history=make_history(state, version) if history is None else history,
     )
     return what, state
+
+
+def export(
+    model: AdaptedModel, adapter: dict[str, Any], folder: Path, task: dict[str, Any] | None = None, **options: Any
+) -> Exported:
+    """Export what a model holds, as version 2 of a job with this `[adapter]` section."""
+    trained, state = model.read().tobytes(), model.read_all().tobytes()
+    basis = state[len(trained) :]
+    what = Exportable(
+        federation="north",
+        job_id="job-1",
+        job=make_job(adapter=adapter, **({} if task is None else {"task": task})),
+        layout=model.layout,
+        version=2,
+        state_sha256=hashlib.sha256(trained).hexdigest(),
+        history=make_history(trained, 2),
+        basis_sha256=hashlib.sha256(basis).hexdigest() if basis else None,
+    )
+    return export_version(what, state, folder, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,21 +9,13 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.numpy import save_file
 
-from fedclient.adapters.base import AdaptedModel
 from fedclient.adapters.lora import Lora
 from fedclient.tasks.digits.network import load_base
-from fedcore.adapters import lora_modules, peft_config, peft_state_names
+from fedcore.adapters import lora_modules, peft_state_names
 from fedcore.errors import InvalidInput, LayoutError
 from fedcore.layout import Layout
-
-
-def export(model: AdaptedModel, params: dict[str, object], folder: Path) -> None:
-    names = peft_state_names(model.layout)
-    tensors = {names[name]: value for (_, name), value in model.layout.unflatten(model.read()).items()}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(peft_config("lora", params, model.layout)))
+from tests.support.exports import export
 
 
 @pytest.mark.parametrize(
@@ -39,8 +30,8 @@ def test_peft_loads_the_export_and_gives_the_same_logits(params: dict[str, objec
     model = Lora(params).attach(load_base(), 1)
     values = np.random.default_rng(0).normal(0, 0.05, model.layout.num_values)
     model.write(values.astype(np.float32))
-    export(model, params, tmp_path)
-    loaded = PeftModel.from_pretrained(load_base(), str(tmp_path))
+    exported = export(model, {"name": "lora", **params}, tmp_path / "out")
+    loaded = PeftModel.from_pretrained(load_base(), exported.folder)
     inputs = torch.from_numpy(np.random.default_rng(1).random((32, 64), dtype=np.float32))
     model.module.eval()
     with torch.inference_mode():
@@ -53,12 +44,12 @@ def test_modules_and_ranks_are_read_from_the_layout() -> None:
     assert lora_modules(Lora({"rank": 4}).attach(load_base(), 1).layout) == {"hidden1": 4, "hidden2": 4, "output": 4}
 
 
-def test_config_of_another_rank_is_refused() -> None:
-    layout = Lora({"rank": 4}).attach(load_base(), 1).layout
+def test_layout_of_another_rank_than_the_jobs_is_refused(tmp_path: Path) -> None:
+    model = Lora({"rank": 4}).attach(load_base(), 1)
     with pytest.raises(LayoutError, match="hidden1 has rank 4, the job says 8"):
-        peft_config("lora", {"rank": 8}, layout)
+        export(model, {"name": "lora", "rank": 8}, tmp_path / "out")
     with pytest.raises(InvalidInput, match=r"adapter\.rank"):
-        peft_config("lora", {"rank": 0}, layout)
+        export(model, {"name": "lora", "rank": 0}, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

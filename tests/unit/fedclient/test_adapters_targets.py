@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.numpy import save_file
 from torch import nn
 from transformers import (
     BertConfig,
@@ -24,8 +22,9 @@ from transformers import (
 
 from fedclient.adapters.lora import Lora
 from fedclient.adapters.targets import find_targets
-from fedcore.adapters import lora_modules, peft_config, peft_state_names
+from fedcore.adapters import lora_modules
 from fedcore.errors import InvalidInput
+from tests.support.exports import export
 
 TOKENS = torch.arange(1, 31).reshape(2, 15)
 
@@ -75,11 +74,7 @@ def test_peft_loads_what_was_trained_and_gives_the_same_logits(
     params: dict[str, object] = {"rank": 8, "alpha": 20.0, "targets": targets}
     model = Lora(params).attach(make(), 1)
     model.write(np.random.default_rng(0).normal(0, 0.1, model.layout.num_values).astype(np.float32))
-    names = peft_state_names(model.layout)
-    tensors = {names[name]: value for (_, name), value in model.layout.unflatten(model.read()).items()}
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(peft_config("lora", params, model.layout)))
-    loaded = PeftModel.from_pretrained(make(), str(tmp_path))
+    loaded = PeftModel.from_pretrained(make(), export(model, {"name": "lora", **params}, tmp_path / "out").folder)
     ours = logits(model.module)
     torch.testing.assert_close(logits(loaded), ours, rtol=0, atol=1e-5)
     assert not torch.allclose(logits(make()), ours, atol=1e-2)

@@ -95,7 +95,7 @@ def test_modules_need_both_factors_of_one_rank() -> None:
         rows = [(t.group, t.name, t.shape, t.dtype) for t in LAYOUT.tensors]
         with pytest.raises(LayoutError, match=name):
             changed_modules(Layout.of([*rows, ("adapter", name, shape, "float32")]))
-    with pytest.raises(LayoutError, match="no module"):
+    with pytest.raises(LayoutError, match="no tensor is a LoRA factor"):
         changed_modules(Layout.of([("model", "weight", (2, 2), "float32")]))
 
 

@@ -188,6 +188,10 @@ async def test_submit_and_wait_follows_the_job_to_its_export(scene: Scene, tmp_p
     assert "--force" in answer.err
     answer = await scene.shell.run("export", job_id, "--out", str(tmp_path / "out"), "--force", "--version", "0")
     assert answer.out.startswith("version 0 of small in ")
+    for form, message in (("merged", "--base"), ("peft", "adapter full is not low-rank; choose another")):
+        arguments = ["export", job_id, "--out", str(tmp_path / "x"), "--format", form]
+        assert message in (await scene.shell.run(*arguments, expect=Exit.INVALID)).err
+    await scene.shell.run("export", job_id, "--out", str(tmp_path / "y"), "--format", "weights")
     answer = await scene.shell.run("export", job_id, "--out", str(tmp_path / "x"), "--version", "9", expect=4)
     assert "version 9" in answer.err
 

@@ -11,8 +11,8 @@ import pytest
 
 from fedcore.cli import run_app
 from fedcore.errors import Exit
+from fedcore.methods import METHODS
 from fedserver.cli import app
-from fedserver.methods import METHODS
 
 ROOT = Path(__file__).parents[3]
 DIGITS = str(ROOT / "examples" / "digits.toml")
@@ -87,6 +87,18 @@ def test_job_gives_rank_targets_clients_model_and_pipelines(capsys: pytest.Captu
     assert 2 * answer["parameters_down"] < answer["frame_bytes_down"] < 2 * answer["parameters_down"] + 20
     other = cost(capsys, str(file), "--method", "fedit", "--rank", "8", "--clients", "7", "--target", "key")
     assert (other["clients"], other["matrices"], other["parameters_up"]) == (7, 12, 12 * 8 * 2 * 768)
+
+
+def test_job_counts_what_it_trains_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(JOB.replace('"lora"', '"lora"\ntrainable = ["classifier.*"]'))
+    assert cost(capsys, str(file), "--method", "fedit")["parameters_up"] == 1_181_955
+    alone = JOB.replace(
+        'name = "lora"\nrank = 32\ntargets = ["query", "value"]', 'name = "full"\ntrainable = ["*.bias"]'
+    )
+    file.write_text(alone)
+    answer = cost(capsys, str(file), "--method", "full")
+    assert (answer["job_method"], answer["parameters_up"]) == ("full", 12 * (7 * 768 + 3072) + 768 + 768 + 3)
 
 
 def test_a_fed_sb_job_counts_squares_and_its_start(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -9,21 +9,26 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 import fedserver.rounds.closing
 import fedsim.simulation
 from fedclient.adapters.lora import LoraLinear
+from fedclient.tasks.digits.network import load_base
 from fedclient.trainer import LocalWorker, Trained, Work
 from fedcore.changes import changed_modules
-from fedcore.errors import JobFailed
+from fedcore.errors import InvalidInput, JobFailed
 from fedcore.jobfile import Job, parse_job
 from fedcore.layout import Layout, Vector
 from fedcore.messages import Piece, UpdateHeader, UploadState, WorkKind
+from fedserver.export import Exportable, Format, export_version
 from fedsim.simulation import Simulated, make_clients, simulate
 from fedsim.transport import InProcessTransport
 
@@ -307,3 +312,34 @@ def test_updates_that_were_compressed_are_merged_as_they_were_decoded(seen: Seen
         for found in seen.before[2]:
             away = np.abs(found[layer] - wanted).max() / np.abs(wanted).max()
             assert 1e-9 < away < 1e-2
+
+
+@pytest.mark.parametrize("rule", ["flora", "fedex-lora"])
+def test_an_export_has_the_changes_of_the_frozen_matrices_too(rule: str, seen: Seen, tmp_path: Path) -> None:
+    job = make_job(rule)
+    simulated = run(job)
+    what = Exportable(
+        federation="lab",
+        job_id=simulated.job_id,
+        job=job,
+        layout=Layout.from_json(simulated.layout),
+        version=3,
+        state_sha256=simulated.version.state_blob,
+        history=simulated.history,
+        changes=simulated.changes,
+    )
+    with pytest.raises(InvalidInput, match=f"rule {rule} has changed frozen matrices too"):
+        export_version(what, simulated.state, tmp_path / "weights", form=Format.WEIGHTS)
+    export_version(what, simulated.state, tmp_path / "peft")
+    loaded: Any = PeftModel.from_pretrained(cast("Any", load_base()), str(tmp_path / "peft"))
+    merged: Any = loaded.merge_and_unload()
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file(load_base().state_dict(), base / "model.safetensors")
+    export_version(what, simulated.state, tmp_path / "merged", form=Format.MERGED, base=base)
+    stored = load_file(tmp_path / "merged" / "model.safetensors")
+    for layer, wanted in seen.last["client-1"].items():
+        for found in (merged.get_submodule(layer).weight.detach(), stored[f"{layer}.weight"]):
+            assert np.abs(found.double().numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
+    as_it_was = load_base().state_dict()["hidden1.weight"].double().numpy()
+    assert np.abs(as_it_was - seen.last["client-1"]["hidden1"]).max() > 1e-2

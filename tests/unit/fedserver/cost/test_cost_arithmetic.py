@@ -15,9 +15,9 @@ from fedclient.tasks.digits.network import make_network
 from fedcodec import build_pipeline
 from fedcore.errors import InvalidInput
 from fedcore.layout import MAX_VALUES
+from fedcore.methods import METHODS, find_method
 from fedserver.cost.cost import Cost, cost_of
 from fedserver.cost.shapes import Linear, Model, Shapes, find_model, shapes_of
-from fedserver.methods import METHODS, find_method
 
 DIGITS = Path(__file__).parents[4] / "examples" / "shapes-of-digits.toml"
 Formula = Callable[[int, int, int, int], int]

@@ -184,3 +184,15 @@ def test_table_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_bytes(b"#" * (2 << 20))
     with pytest.raises(InvalidInput, match="more than 1048576 bytes"):
         find_model(str(tmp_path / "long.toml"))
+
+
+def test_weights_that_are_trained_whole_are_counted_by_name() -> None:
+    table = find_model("bert-base")
+    assert shapes_of(table, ["query"], heads=False, beside=["classifier.*"]).heads == (3 * 768, 3)
+    assert sum(shapes_of(table, ["query"], beside=["classifier.*", "*LayerNorm*"]).heads) == 2_307 + 25 * 2 * 768
+    assert shapes_of(table, alone=["classifier.*"]).whole == (3 * 768, 3)
+    assert shapes_of(table, alone=["*"]) == shapes_of(table)
+    with pytest.raises(InvalidInput, match=r"trainable \['score\.\*'\]: match no parameter; bert-base has: bert\.enc"):
+        shapes_of(table, beside=["classifier.*", "score.*"])
+    with pytest.raises(InvalidInput, match=r"match bert\.encoder\.layer\.0\.attention\.self\.query\.bias, of a layer"):
+        shapes_of(table, beside=["*.bias"])

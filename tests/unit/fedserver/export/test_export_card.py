@@ -9,7 +9,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from fedserver.export.base import Exportable
+from fedserver.export.base import Exportable, Format
 from fedserver.export.card import model_card
 from tests.support.exports import FULL, LORA, make_exportable, make_history, make_job, make_state
 
@@ -27,7 +27,7 @@ SECTIONS = [
 
 
 def card_of(what: Exportable, *, with_plot: bool = False) -> str:
-    return model_card(what, with_plot=with_plot)
+    return model_card(what, form=Format.PEFT if what.is_lora else Format.WEIGHTS, with_plot=with_plot)
 
 
 def front_matter(card: str) -> dict[str, Any]:

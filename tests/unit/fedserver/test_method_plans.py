@@ -9,7 +9,7 @@ import pytest
 
 from fedcore.errors import JobFileError
 from fedcore.jobfile import load_job, parse_job
-from fedserver.methods import METHODS, method_of
+from fedcore.methods import METHODS, method_of
 from fedserver.rounds.plan import Plan, make_plan
 
 
@@ -58,7 +58,7 @@ def test_a_name_beside_the_method_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "job.toml"
     text = '[job]\nname = "x"\nrounds = 1\nmethod = "fed-sb"\n[task]\nname = "digits"\n[schedule]\ncohort = 1\n'
     file.write_text(text)
-    assert load_job(file).job.method == "fed-sb"
+    assert load_job(file).adapter.name == "lora-sb"
     for section, key, value in (("adapter", "name", "full"), ("aggregator", "rule", "weighted-mean")):
         file.write_text(f'{text}[{section}]\n{key} = "{value}"\n')
         with pytest.raises(JobFileError, match=f"stands for {section}.{key} too"):
