@@ -9,6 +9,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from fedcore.layout import Layout
 from fedserver.export.base import Exportable, Format
 from fedserver.export.card import model_card
 from tests.support.exports import FULL, LORA, make_exportable, make_history, make_job, make_state
@@ -180,3 +181,18 @@ def test_hostile_text_cannot_break_the_card() -> None:
     assert {"html_inline", "link_open", "image"}.isdisjoint(inline)
     assert {"html_block", "hr", "code_block", "blockquote_open"}.isdisjoint(token.type for token in tokens)
     assert [len(row) for row in table_rows(card, "Figures")] == [3, 3, 3, 3]
+
+
+def test_card_of_a_merged_model_loads_it_with_transformers_and_names_what_was_trained_whole() -> None:
+    rows = [(t.group, t.name, t.shape, t.dtype) for t in LORA.tensors]
+    layout = Layout.of([*rows, ("model", "classifier.weight", (3, 4), "float32")])
+    job = make_job(task={"name": "hf-sequence-classification", "model": "org/base"})
+    what, _ = make_exportable(layout, job=job)
+    card = model_card(what, form=Format.MERGED, with_plot=False)
+    assert front_matter(card)["library_name"] == "transformers"
+    assert dict(table_rows(card, "Method"))["trained whole"] == "`classifier.weight`"
+    assert 'model = AutoModelForSequenceClassification.from_pretrained(".")' in card
+    assert "A model trained by federated learning" in card
+    weights = model_card(what, form=Format.WEIGHTS, with_plot=False)
+    assert "library_name" not in front_matter(weights)
+    assert 'tensors = load_file("model.safetensors")' in weights
