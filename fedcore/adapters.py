@@ -127,16 +127,6 @@ def gradient_layout(layout: Layout) -> Layout:
     return Layout.of(("gradient", name, (m, n), "float32") for name, (m, n, _) in basis_modules(layout).items())
 
 
-def peft_state_names(layout: Layout) -> dict[str, str]:
-    """Return for each tensor name of a LoRA layout its key in `adapter_model.safetensors`.
-
-    Raises:
-        LayoutError: the layout is not one of complete A, B pairs of one rank each.
-    """
-    lora_modules(layout)
-    return {tensor.name: PEFT_PREFIX + tensor.name for tensor in layout.tensors}
-
-
 def is_lora_factor(name: str) -> bool:
     """Whether a tensor's name is that of A or B of an adapted layer."""
     return name.endswith((_A, _B))

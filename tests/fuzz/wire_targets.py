@@ -17,7 +17,8 @@ from safetensors import deserialize
 
 from fedclient.transport import convert
 from fedcodec import build_pipeline
-from fedcore.adapters import basis_modules, gradient_layout, lora_modules, peft_state_names
+from fedcore.adapters import basis_modules, gradient_layout, lora_modules
+from fedcore.changes import change_bytes, max_change_bytes, read_change
 from fedcore.errors import FrameError, InvalidInput, JobFileError, LayoutError, Refused, UpdateRejected, UpdateResult
 from fedcore.jobfile import Job
 from fedcore.layout import MAX_VALUES, Layout, Vector
@@ -180,8 +181,8 @@ def read_layout(data: bytes) -> None:
     assert Layout.from_json(layout.to_json()) == layout
     assert layout.num_values == sum(math.prod(tensor.shape) for tensor in layout.tensors) <= MAX_VALUES
     try:
-        assert lora_modules(layout).keys()
-        assert peft_state_names(layout).keys() == {tensor.name for tensor in layout.tensors}
+        factors = {f"{module}.lora_{factor}.weight" for module in lora_modules(layout) for factor in "AB"}
+        assert factors <= {tensor.name for tensor in layout.tensors}
     except LayoutError as error:
         check_refusal(error)
     assert layout.moving.num_values + layout.num_basis_values == layout.num_values
@@ -192,6 +193,25 @@ def read_layout(data: bytes) -> None:
         check_refusal(error)
     if layout.num_values <= MAX_EXPORTED_VALUES:
         export(layout, (state * (4 * layout.num_values // len(state) + 1) if state else b"\0" * 4 * layout.num_values))
+
+
+CHANGED: Final = Layout.of(
+    ("adapter", f"{name}.lora_{factor}.weight", shape, "float32")
+    for name, (m, n) in {"one": (3, 5), "two": (4, 2)}.items()
+    for factor, shape in (("A", (2, n)), ("B", (m, 2)))
+)
+
+
+def read_changes(data: bytes) -> None:
+    """What a server says has changed of the frozen matrices."""
+    try:
+        changes = list(read_change(memoryview(data), CHANGED))
+    except FrameError as error:
+        check_refusal(error)
+        return
+    assert b"".join(piece for each in changes for piece in change_bytes(each.b_mr, each.a_rn)) == data
+    assert len(data) <= max_change_bytes(CHANGED)
+    assert all(np.isfinite(each.b_mr).all() and np.isfinite(each.a_rn).all() for each in changes)
 
 
 def export(layout: Layout, state: bytes) -> None:
@@ -228,6 +248,16 @@ def layouts() -> Iterator[bytes]:
     ]
     yield Layout.of((*row, "float32") for row in fed_sb).to_json()
     yield from BOMBS
+
+
+def changes() -> Iterator[bytes]:
+    """Yield changes of both modules, of one, of none, and one with a value that is not finite."""
+    for ranks in ((1, 2), (3, 0), (0, 0)):
+        rows = zip(((3, 5), (4, 2)), ranks, strict=True)
+        yield b"".join(
+            struct.pack("<I", rank) + np.arange(rank * (m + n), dtype="<f4").tobytes() for (m, n), rank in rows
+        )
+    yield struct.pack("<I", 1) + SPECIAL[:8].tobytes() + struct.pack("<I", 0)
 
 
 # -- protobuf messages -----------------------------------------------------------------------------------------------
@@ -353,5 +383,6 @@ TARGETS: Final = (
     Target("frame", read_frame, frames, max_bytes=1024, runs=400_000),
     Target("header", read_header, headers, max_bytes=1 << 16, runs=50_000),
     Target("layout", read_layout, layouts, max_bytes=1 << 15, runs=20_000),
+    Target("change", read_changes, changes, max_bytes=1 << 10, runs=20_000),
     Target("message", read_message, messages, max_bytes=1 << 14, runs=20_000),
 )

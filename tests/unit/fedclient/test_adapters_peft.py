@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from fedclient.adapters.lora import Lora
 from fedclient.tasks.digits.network import load_base
-from fedcore.adapters import lora_modules, peft_state_names
+from fedcore.adapters import lora_modules
 from fedcore.errors import InvalidInput, LayoutError
 from fedcore.layout import Layout
 from tests.support.exports import export
@@ -64,4 +64,4 @@ def test_layout_of_another_rank_than_the_jobs_is_refused(tmp_path: Path) -> None
 def test_layout_that_is_no_lora_adapter_is_refused(tensors: list[tuple[str, tuple[int, ...]]], message: str) -> None:
     layout = Layout.of(("adapter", name, shape, "float32") for name, shape in tensors)
     with pytest.raises(LayoutError, match=re.escape(message)):
-        peft_state_names(layout)
+        lora_modules(layout)
