@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from fedcore.adapters import FULL_GROUP, adapted_modules
 from fedcore.jobfile import CodecStage, Job
+from fedcore.methods import method_of
 from fedserver.export.base import MODEL_FILE, PLOT_FILE, Exportable, Format
 from fedserver.export.figures import Row, evaluated, held_out_examples, metric_names, spread
 from fedserver.export.markdown import code, escaped, line, paragraphs, table, yaml_text
@@ -134,6 +135,8 @@ def _method_rows(what: Exportable) -> Iterator[tuple[str, str]]:
         yield "base model", code(base)
     if what.base_digest is not None:
         yield "digest of the base's frozen weights", f"`{what.base_digest}` (`fedclient base` compares)"
+    if (method := method_of(job)) is not None:
+        yield "method", f"{code(method.name)}: {method.source}"
     yield "adapter", _plugin(job.adapter.name, job.adapter.params)
     if what.adapter_sha256 is not None:
         yield "started from", f"a PEFT adapter whose weights have SHA-256 `{what.adapter_sha256}`"
