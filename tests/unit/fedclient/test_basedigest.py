@@ -210,3 +210,21 @@ def test_an_adapters_own_factors_do_not_count() -> None:
     before = frozen_digest(weights, [])
     adapted = ADAPTERS.get("ffa-lora")({"rank": 2, "targets": ["0"]}).attach(model, 1)
     assert frozen_digest(weights, [*adapted.parameters, *adapted.basis.values()]) == before
+
+
+def test_quantised_weights_count_as_they_lie_packed_values_and_scales() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+
+    def quantised() -> dict[str, torch.Tensor]:
+        layer = bitsandbytes.nn.Linear4bit(64, 64, quant_type="nf4", compute_dtype=torch.float32)
+        values = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+        layer.load_state_dict({"weight": values, "bias": torch.zeros(64)})
+        return weights_of(layer.to("cpu"))  # moving it packs it
+
+    weights = quantised()
+    assert weights["weight"].dtype is torch.uint8
+    assert frozen_digest(weights, []) == frozen_digest(quantised(), [])
+    for name in ("weight", "weight.absmax"):
+        changed = quantised()
+        flip(changed[name])
+        assert frozen_digest(changed, []) != frozen_digest(weights, []), name
