@@ -212,13 +212,13 @@ class ClientRunner:
             update = await self._compute(entry, partial(self._maker.initialise, assignment))
         else:
             frame = await self._frame(entry, retry)
-            if num_bytes := await self._compute(entry, partial(self._maker.basis_bytes, assignment)):
+            if num_bytes := await self._compute(entry, partial(self._maker.frozen.basis_bytes, assignment)):
                 basis = await self._frames.basis(assignment, num_bytes, retry)
-                await self._compute(entry, partial(self._maker.set_basis, assignment, basis))
-            missing, max_bytes = await self._compute(entry, partial(self._maker.missing_changes, assignment))
+                await self._compute(entry, partial(self._maker.frozen.set_basis, assignment, basis))
+            missing, max_bytes = await self._compute(entry, partial(self._maker.frozen.missing_changes, assignment))
             for version in missing:
                 change = await self._frames.change(assignment, version, max_bytes, retry)
-                await self._compute(entry, partial(self._maker.change_base, assignment, version, change))
+                await self._compute(entry, partial(self._maker.frozen.change_base, assignment, version, change))
             make = partial(self._maker.update, assignment, frame, entry.set_progress, entry.stop)
             update = await self._compute(entry, make)
         return await deliver(self._transport, update, retry)
@@ -228,7 +228,7 @@ class ClientRunner:
         if (frame := self._frames.at_hand(assignment)) is not None:
             return frame
         limit = await self._compute(entry, partial(self._maker.max_frame_bytes, assignment))
-        known = await self._compute(entry, partial(self._maker.known_frame, assignment))
+        known = await self._compute(entry, partial(self._maker.frozen.known_frame, assignment))
         return await self._frames.download(assignment, limit, retry) if known is None else known
 
     async def _compute(self, entry: Entry, function: Callable[[], _T]) -> _T:

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator
 
 from fedclient.backoff import Retry
 from fedclient.declining import Declined
+from fedclient.plans import MAX_JOBS
 from fedclient.transport.base import Transport
-from fedclient.updates import MAX_JOBS, Update
+from fedclient.updates import Update
 from fedcore.errors import Unreachable, UpdateRejected
 from fedcore.messages import CHUNK_BYTES, MESSAGE_BYTES, Assignment, Piece, UploadState
 

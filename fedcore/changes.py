@@ -85,6 +85,16 @@ def max_change_bytes(layout: Layout) -> int:
     return sum(_RANK_BYTES + 4 * min(m, n) * (m + n) for m, n in sizes)
 
 
+def max_changes(layout: Layout) -> int:
+    """Return the most changes that there can be since one that stands for all before: see `compact_above`."""
+    return compact_above(layout) // (_RANK_BYTES * len(changed_modules(layout))) + 1
+
+
+def compact_above(layout: Layout) -> int:
+    """Return the bytes above which the changes of a job are put together into one."""
+    return 2 * max_change_bytes(layout)
+
+
 def change_bytes(b_mr: Matrix, a_rn: Matrix) -> Iterator[memoryview]:
     """Yield the bytes of one module's change."""
     yield memoryview(len(a_rn).to_bytes(_RANK_BYTES, "little"))

@@ -15,7 +15,7 @@ import numpy as np
 from fedagg import FactorRule
 from fedagg.optimizers.base import ServerOptimizer
 from fedagg.weighted_mean import WeightedMean
-from fedcore.changes import max_change_bytes, next_revision
+from fedcore.changes import compact_above, next_revision
 from fedcore.errors import InvalidInput, JobFailed
 from fedcore.layout import Layout, Vector
 from fedcore.messages import WorkKind
@@ -247,7 +247,7 @@ def _changed(vault: Vault, layout: Layout, latest: VersionRecord, change: Kept) 
         latest.changed_since or number,
         latest.changed_bytes + len(vault.open(change)),
     )
-    if base.num_bytes > 2 * max_change_bytes(layout):
+    if base.num_bytes > compact_above(layout):
         with vault.writer() as writer:
             compact(vault, layout, [*vault.changes(latest), change], writer)
             change = writer.commit()

@@ -14,9 +14,9 @@ import pytest
 
 from fedclient.backoff import Retry
 from fedclient.declining import Declined
+from fedclient.plans import MAX_JOBS
 from fedclient.transfer import Frames
 from fedclient.transport.base import Transport
-from fedclient.updates import MAX_JOBS
 from fedcore.errors import Unreachable, UpdateResult
 from fedcore.identity import sign
 from fedcore.layout import Layout, Vector

@@ -187,7 +187,7 @@ def test_who_was_away_catches_up_change_by_change_and_holds_the_same_bits(rule: 
 def test_changes_are_put_together_before_they_outgrow_the_matrices(
     rule: str, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fedserver.rounds.closing, "max_change_bytes", lambda layout: 10_000)
+    monkeypatch.setattr(fedserver.rounds.closing, "compact_above", lambda layout: 20_000)
     simulated = run(make_job(rule, rounds=6, schedule={"cohort": 2, "quorum": 2}), clients=4)
     newest = simulated.version
     assert newest.changed_since > 1
