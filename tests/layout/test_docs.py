@@ -41,6 +41,7 @@ ROOMS = (
     "compression/fedcodec",
     "deploy",
     "examples/js_client",
+    "examples/lm",
     "examples/own_task",
     "fedclient",
     "fedclient/adapters",
