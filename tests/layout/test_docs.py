@@ -42,6 +42,7 @@ ROOMS = (
     "deploy",
     "examples/js_client",
     "examples/own_adapter",
+    "examples/lm",
     "examples/own_task",
     "fedclient",
     "fedclient/adapters",
