@@ -153,7 +153,7 @@ def test_bad_settings_are_exit_code_3(folder: Path) -> None:
         ("rounds = 1", "rounds = 0", "job.rounds"),
         ("rounds", "runds", "did you mean 'rounds'"),
         ('name = "played"', 'name = "a/b"', "task.name"),
-        ("[schedule]", '[aggregator]\nrule = "mean"\n[schedule]', "known: weighted-mean"),
+        ("[schedule]", '[aggregator]\nrule = "mean"\n[schedule]', "known: fedex-lora, flexlora"),
         ("[schedule]", '[compression]\ndownlink = [{ codec = "zip" }]\n[schedule]', "unknown codec 'zip'"),
         ("[schedule]", '[server_optimizer]\nname = "adan"\n[schedule]', "did you mean 'adam'"),
         ("[schedule]", '[server_optimizer]\nname = "adam"\nbeta = 0.9\n[schedule]', "beta"),
