@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from fedclient.declining import Declined, declining
-from fedclient.plans import Plans
+from fedclient.plans import JobPlan, Plans
 from fedclient.worker import Worker
 from fedcore.changes import begin_again, max_change_bytes, max_changes, next_revision
 from fedcore.messages import Assignment
@@ -77,39 +77,39 @@ class Frozen:
             plan = self._plans.of(assignment)
             if assignment.base_revision == plan.revision:
                 return range(0), 0
-            max_bytes = max_change_bytes(plan.layout)
-            if not assignment.changed_since <= plan.changed_to < assignment.version:
-                # Other changes than those that this client has made: from the beginning.
-                self._worker.restore_base(self._plans.work(assignment, plan.job))
-                plan = replace(plan, revision="", changed_to=0)
-                self._plans.put(assignment, plan)
-            first = plan.changed_to + 1 if plan.revision else max(1, assignment.changed_since)
+            goes_on = plan.revision and assignment.changed_since <= plan.changed_to < assignment.version
+            if not goes_on and plan.revision != "":
+                self._restore(assignment, plan)
+            first = plan.changed_to + 1 if goes_on else max(1, assignment.changed_since)
             missing = range(first, assignment.version + 1 if assignment.base_revision else 1)
             if len(missing) > (most := max_changes(plan.layout)):
                 raise Declined(f"{len(missing)} changes of frozen matrices are missing, there can be {most}")
-            return missing, max_bytes
+            return missing, max_change_bytes(plan.layout)
 
     def change_base(self, assignment: Assignment, version: int, change: memoryview) -> None:
         """Make one of the `missing_changes`; they are made in order.
 
         Raises:
             Declined: as for `UpdateMaker.max_frame_bytes`, or it is malformed, or with the last one the frozen matrices
-                are not what was announced; then they are what they were in the beginning.
+                are not what was announced.
         """
         with declining():
             plan = self._plans.of(assignment)
             work = self._plans.work(assignment, plan.job)
-            revision = next_revision(plan.revision, hashlib.sha256(change).hexdigest())
-            try:
-                if version == assignment.version and revision != assignment.base_revision:
-                    text = f"have revision {revision}, {assignment.base_revision} was announced"
-                    raise Declined(f"the frozen matrices {text}")
-                self._worker.change_base(work, change)
-            except Exception:  # half of it may be made
-                self._worker.restore_base(work)
-                self._plans.put(assignment, replace(plan, revision="", changed_to=0))
-                raise
+            revision = next_revision(plan.revision or "", hashlib.sha256(change).hexdigest())
+            # Unknown until it is made: what breaks off half way is not made a second time, but taken back.
+            self._plans.put(assignment, replace(plan, revision=None))
+            if version == assignment.version and revision != assignment.base_revision:
+                text = f"have revision {revision}, {assignment.base_revision} was announced"
+                raise Declined(f"the frozen matrices {text}")
+            self._worker.change_base(work, change)
             self._plans.put(assignment, replace(plan, revision=revision, changed_to=version))
+
+    def _restore(self, assignment: Assignment, plan: JobPlan) -> None:
+        """Make the frozen matrices what they were in the beginning."""
+        self._plans.put(assignment, replace(plan, revision=None))
+        self._worker.restore_base(self._plans.work(assignment, plan.job))
+        self._plans.put(assignment, replace(plan, revision="", changed_to=0))
 
     def check(self, assignment: Assignment) -> None:
         """Check that all is here.

@@ -24,7 +24,8 @@ MAX_JOBS: Final = 4
 class JobPlan:
     """What a client knows of a job; `spec` is the job as it came.
 
-    `revision` is that of the frozen matrices here, after the changes up to version `changed_to`.
+    `revision` is that of the frozen matrices here, after the changes up to version `changed_to`; None: a change of them
+    broke off half way.
     """
 
     spec: bytes
@@ -35,7 +36,7 @@ class JobPlan:
     uplink: Pipeline
     basis_digest: str
     base_digest: str | None
-    revision: str = ""
+    revision: str | None = ""
     changed_to: int = 0
 
 

@@ -258,15 +258,17 @@ class LocalWorker:
             InvalidInput: as for `initialise`, or a layer of the adapter cannot change.
         """
         model = self._get(work).model
-        for module, b_mr, a_rn in read_change(change, model.layout):
-            model.change_base(module, b_mr, a_rn)
+        for each in read_change(change, model.layout):
+            model.change_base(each)
 
     def restore_base(self, work: Work) -> None:
         """Make the frozen matrices what they were in the beginning, by building the model anew."""
-        built = self._get(work)
-        model = self._build_model(work, built.task)
-        model.narrow(built.sending.narrowed(model.layout, work.client))
-        self._built[work.job_id] = replace(built, model=model)
+        built = self._built.pop(work.job_id, None)
+        if built is None:
+            return  # it is built when it is used
+        task, data = built.task, built.data
+        del built  # the old model goes before the new one comes: there may not be room for both
+        self._built[work.job_id] = self._assemble(work, task, data)
 
     def describe(self, work: Work) -> str:
         """Return the task's Markdown for the model card; raises like `initialise`."""
@@ -278,15 +280,16 @@ class LocalWorker:
         self._base_digests.pop(job_id, None)
 
     def _get(self, work: Work) -> _Built:
-        built = self._built.get(work.job_id)
-        if built is None:
+        if work.job_id not in self._built:
             task = self._make_task(work)
-            data, sending = self._load(work, task), Sending.of(work.job.adapter)
-            model = self._build_model(work, task)
-            basis_digest = _digest(model.read_basis())
-            model.narrow(sending.narrowed(model.layout, work.client))
-            built = self._built[work.job_id] = _Built(task, data, model, sending, basis_digest)
-        return built
+            self._built[work.job_id] = self._assemble(work, task, self._load(work, task))
+        return self._built[work.job_id]
+
+    def _assemble(self, work: Work, task: Task, data: LocalData) -> _Built:
+        model, sending = self._build_model(work, task), Sending.of(work.job.adapter)
+        basis_digest = _digest(model.read_basis())
+        model.narrow(sending.narrowed(model.layout, work.client))
+        return _Built(task, data, model, sending, basis_digest)
 
     def _make_task(self, work: Work) -> Task:
         section = work.job.task

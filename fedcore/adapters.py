@@ -91,7 +91,7 @@ LORA_PARAMS: Final[Mapping[str, type[LowRankParams]]] = {
 }
 PEFT_ADAPTERS: Final = frozenset(LORA_PARAMS)
 """Adapters that are exported for the `peft` package."""
-PEFT_STARTS: Final = frozenset({"lora", "ffa-lora"})
+PEFT_STARTS: Final = frozenset({"lora", "ffa-lora", "rolora"})
 """Adapters whose jobs can start from one of the `peft` package."""
 PEFT_PREFIX: Final = "base_model.model."
 """What the `peft` package puts before a tensor's name."""

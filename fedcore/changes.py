@@ -1,7 +1,8 @@
 """Changes of a job's frozen matrices, in factors: W becomes W + B A, version after version.
 
 A change as bytes: for each adapted module, in layout order, the rank R (u32, little-endian), then B (m × R) and A
-(R × n) row by row as little-endian float32. A rank of 0 is a module that stays as it is.
+(R × n) row by row as little-endian float32; or `DENSE` instead of the rank, and then the sum itself (m × n), which is
+shorter from R (m + n) = m n on. A rank of 0 is a module that stays as it is.
 
 A *revision* names the frozen matrices as they are after a chain of changes: SHA-256 (hex) over the revision before and
 the digest of the change, both as text; empty before the first change.
@@ -25,16 +26,26 @@ from fedcore.rng import stream
 _A: Final = ".lora_A.weight"
 _B: Final = ".lora_B.weight"
 _RANK_BYTES: Final = 4
+DENSE: Final = (1 << 32) - 1
 
 Matrix = npt.NDArray[np.float32]
 
 
 class Change(NamedTuple):
-    """What is added to one module's matrix: B (m × R) times A (R × n), read-only views; R may be 0."""
+    """What is added to one module's matrix, in read-only views: B (m × R) times A (R × n), where R may be 0.
+
+    Attributes:
+        b_mr: B; where A is None the sum itself, m × n.
+    """
 
     module: str
     b_mr: Matrix
-    a_rn: Matrix
+    a_rn: Matrix | None
+
+    def dense(self) -> npt.NDArray[np.float64]:
+        """Return what is added, m × n."""
+        b_mr = self.b_mr.astype(np.float64)
+        return b_mr if self.a_rn is None else b_mr @ self.a_rn
 
 
 def changed_modules(layout: Layout) -> dict[str, tuple[int, int]]:
@@ -81,8 +92,7 @@ def begin_again(layout: Layout, seed: int, version: int) -> Vector | None:
 
 def max_change_bytes(layout: Layout) -> int:
     """Return the most bytes that a change of these modules can have; raises like `changed_modules`."""
-    sizes = changed_modules(layout).values()
-    return sum(_RANK_BYTES + 4 * min(m, n) * (m + n) for m, n in sizes)
+    return sum(_RANK_BYTES + 4 * m * n for m, n in changed_modules(layout).values())
 
 
 def max_changes(layout: Layout) -> int:
@@ -95,10 +105,13 @@ def compact_above(layout: Layout) -> int:
     return 2 * max_change_bytes(layout)
 
 
-def change_bytes(b_mr: Matrix, a_rn: Matrix) -> Iterator[memoryview]:
-    """Yield the bytes of one module's change."""
-    yield memoryview(len(a_rn).to_bytes(_RANK_BYTES, "little"))
-    for factor in (b_mr, a_rn):
+def change_bytes(b_mr: Matrix, a_rn: Matrix | None) -> Iterator[memoryview]:
+    """Yield the bytes of one module's change, in its shorter form; the fields are those of `Change`."""
+    if a_rn is not None and a_rn.shape[0] * (b_mr.shape[0] + a_rn.shape[1]) >= b_mr.shape[0] * a_rn.shape[1]:
+        b_mr, a_rn = (b_mr.astype(np.float64) @ a_rn).astype(np.float32), None
+    rank, factors = (DENSE, [b_mr]) if a_rn is None else (len(a_rn), [b_mr, a_rn])
+    yield memoryview(rank.to_bytes(_RANK_BYTES, "little"))
+    for factor in factors:
         if factor.size:
             yield np.ascontiguousarray(factor, dtype="<f4").data.cast("B")
 
@@ -107,7 +120,8 @@ def read_change(data: memoryview, layout: Layout) -> Iterator[Change]:
     """Yield the changes of all modules, in the order of the layout; the input is hostile.
 
     Raises:
-        FrameError: it does not have the length that it says, a rank is above min(m, n), or a value is not finite.
+        FrameError: it does not have the length that it says, factors are no shorter than their product, or a value is
+            not finite.
         LayoutError: see `changed_modules`.
     """
     start = 0
@@ -116,15 +130,19 @@ def read_change(data: memoryview, layout: Layout) -> Iterator[Change]:
             raise FrameError(f"change of {len(data)} bytes: ends before the rank of {module}")
         rank = int.from_bytes(data[start : start + _RANK_BYTES], "little")
         start += _RANK_BYTES
-        if rank > min(m, n):
-            raise FrameError(f"change of {module}: rank {rank}, at most {min(m, n)}")
-        if len(data) - start < 4 * rank * (m + n):
-            raise FrameError(f"change of {len(data)} bytes: ends within {module}, of rank {rank}")
-        values = np.frombuffer(data, dtype="<f4", count=rank * (m + n), offset=start)
+        size = m * n if rank == DENSE else rank * (m + n)
+        if size > m * n or (rank != DENSE and size == m * n):
+            raise FrameError(f"change of {module}: rank {rank}, below {m * n / (m + n):g}")
+        if len(data) - start < 4 * size:
+            raise FrameError(f"change of {len(data)} bytes: ends within {module}, of {size} values")
+        values = np.frombuffer(data, dtype="<f4", count=size, offset=start)
         if not np.isfinite(values).all():
             raise FrameError(f"change of {module}: a value is not finite")
-        start += 4 * values.size
-        yield Change(module, values[: m * rank].reshape(m, rank), values[m * rank :].reshape(rank, n))
+        start += 4 * size
+        if rank == DENSE:
+            yield Change(module, values.reshape(m, n), None)
+        else:
+            yield Change(module, values[: m * rank].reshape(m, rank), values[m * rank :].reshape(rank, n))
     if start != len(data):
         raise FrameError(f"change of {len(data)} bytes: goes on after its {start}")
 

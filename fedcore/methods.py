@@ -14,11 +14,17 @@ from fedcore.names import nearest
 
 
 class Sent(NamedTuple):
-    """A tensor that crosses the wire: what it is called, rows × columns."""
+    """A tensor that crosses the wire: what it is called, rows × columns.
+
+    Attributes:
+        is_change: whether it is part of a change of the frozen matrix, which travels beside the version's frame as
+            plain float32.
+    """
 
     name: str
     rows: str
     columns: str
+    is_change: bool = False
 
     def num_values(self, m: int, n: int, rank: int, clients: int) -> int:
         """Return how many values it has."""
@@ -64,6 +70,11 @@ class Method:
     setup_down: Sends = ()
 
     @property
+    def frames_down(self) -> tuple[Sends, ...]:
+        """What versions' frames hold, which is not all of `down`: new factors of FLoRA too, changes not."""
+        return _FACTORS if self.changes_base else self.down
+
+    @property
     def up_text(self) -> str:
         """`up` as people read it."""
         return "every parameter" if self.whole else ", then ".join(map(words, self.up))
@@ -75,6 +86,10 @@ class Method:
 
 
 _FACTORS: Final[tuple[Sends, ...]] = ((A, B),)
+_RESIDUAL: Final[Sends] = (
+    Sent("residual's right", "(K-1)r", "n", is_change=True),
+    Sent("residual's left", "m", "(K-1)r", is_change=True),
+)
 
 METHODS: Final = {
     method.name: method
@@ -106,7 +121,7 @@ METHODS: Final = {
         ),
         Method(
             "rolora",
-            "Chen et al., Robust Federated Finetuning of Foundation Models via Alternating Minimization of LoRA, 2024",
+            "Chen et al., Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA, 2025",
             up=((B,), (A,)),
             down=_FACTORS,
             exact=True,
@@ -117,7 +132,7 @@ METHODS: Final = {
             "Wang et al., FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations,"
             " 2024",
             up=_FACTORS,
-            down=((Sent("stack of A", "Kr", "n"), Sent("stack of B", "m", "Kr")),),
+            down=((Sent("stack of A", "Kr", "n", is_change=True), Sent("stack of B", "m", "Kr", is_change=True)),),
             exact=True,
             adapter="lora",
             rule="flora",
@@ -128,7 +143,7 @@ METHODS: Final = {
             "Singhal et al., FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation"
             " Models, 2024",
             up=_FACTORS,
-            down=((A, B, Sent("residual's right", "(K-1)r", "n"), Sent("residual's left", "m", "(K-1)r")),),
+            down=((A, B, *_RESIDUAL),),
             exact=True,
             adapter="lora",
             rule="fedex-lora",

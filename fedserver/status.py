@@ -89,6 +89,7 @@ def _running(federation: Federation, engine: JobEngine) -> dict[str, Any]:
             for client in sorted(state.working)
         ],
         "accepted": len(state.accepted),
+        "last_decline": None if engine.last_decline is None else asdict(engine.last_decline),
         **asdict(engine.traffic.before + engine.traffic.recent),
         "latest": None if engine.latest is None else _version(engine.latest),
         "evaluated": None if engine.evaluated is None else _version(engine.evaluated),

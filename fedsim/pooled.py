@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from fedclient.tasks import TASKS
 from fedclient.tasks.base import LocalData, Split, Task
 from fedclient.trainer import LocalWorker, Work
-from fedcore.adapters import gradient_layout
-from fedcore.jobfile import Job
+from fedcore.adapters import ALTERNATING, gradient_layout
+from fedcore.jobfile import AdapterSection, Job
 from fedcore.registry import Registry
 from fedcore.rng import derive_seed, stream
 from fedserver.initial.adapter import GivenValues
@@ -47,7 +47,11 @@ def measure(
     passes = job.training.local_epochs * max(1, job.job.rounds - (begins is not None))
     training = job.training.model_copy(update={"local_epochs": passes})
     work = Work(
-        "pooled", job.model_copy(update={"training": training}), 0, "pooled", derive_seed(job.job.seed, "pooled")
+        "pooled",
+        job.model_copy(update={"training": training, "adapter": _adapter(job)}),
+        0,
+        "pooled",
+        derive_seed(job.job.seed, "pooled"),
     )
     layout, first_D = worker.initialise(work)
     if adapter is not None:
@@ -66,6 +70,13 @@ def measure(
         worker.evaluate(work, base_D).metrics,
         worker.evaluate(work, start_D + trained.delta_D).metrics,
     )
+
+
+def _adapter(job: Job) -> AdapterSection:
+    """Return the adapter of one who trains alone: all ranks, and both factors at once."""
+    params = {key: value for key, value in job.adapter.params.items() if key != "ranks"}
+    name = "lora" if job.adapter.name in ALTERNATING else job.adapter.name
+    return AdapterSection.model_validate({**params, "name": name})
 
 
 def _pooled(task: type[Task], job: Job, clients: Sequence[Mapping[str, str]]) -> type[Task]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedclient.adapters.targets import Target
+from fedcore.changes import Change
 from fedcore.errors import InvalidInput, LayoutError
 from fedcore.layout import BASIS_GROUP, Layout, Vector
 from fedcore.params import Params, parse_params
@@ -28,8 +29,8 @@ class Changeable(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
 
-    def change_base(self, b_mr: Tensor, a_rn: Tensor) -> None:
-        """Add B A to it, in float32 on the layer's device."""
+    def change_base(self, change_mn: Tensor) -> None:
+        """Add this to it, which is float32 and on the layer's device."""
         ...
 
 
@@ -152,21 +153,25 @@ class AdaptedModel:
                 values = np.array(basis[first : first + tensor.num_values], dtype=np.float32).reshape(tensor.shape)
                 factor.copy_(_leading(torch.from_numpy(values), tuple(factor.shape)))
 
-    def change_base(self, module: str, b_mr: Vector, a_rn: Vector) -> None:
-        """Add B A to the frozen matrix of an adapted module, B m × R and A R × n; R may be 0.
+    def change_base(self, change: Change) -> None:
+        """Add to the frozen matrix of an adapted module.
 
         Raises:
             InvalidInput: its layer does not do that (`Changeable`).
         """
-        layer = self.module.get_submodule(module)
+        layer = self.module.get_submodule(change.module)
         if not isinstance(layer, Changeable):
-            raise InvalidInput(f"{module}: a {type(layer).__name__} keeps its frozen matrix as it is")
-        if b_mr.size:
+            raise InvalidInput(f"{change.module}: a {type(layer).__name__} keeps its frozen matrix as it is")
+        if change.b_mr.size:
             device = next(layer.parameters()).device
             # Copies: what comes from the wire is read-only.
-            b, a = (torch.from_numpy(np.array(factor, dtype=np.float32)).to(device) for factor in (b_mr, a_rn))
+            b, a = (
+                None if factor is None else torch.from_numpy(np.array(factor, dtype=np.float32)).to(device)
+                for factor in (change.b_mr, change.a_rn)
+            )
+            assert b is not None
             with torch.no_grad():
-                layer.change_base(b, a)
+                layer.change_base(b if a is None else b @ a)
 
     @contextmanager
     def measuring(self) -> Iterator[Callable[[], Vector]]:

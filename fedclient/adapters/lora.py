@@ -37,7 +37,7 @@ class LoraLinear(nn.Module):
         self.lora_B = _factor(params.rank, target.num_outputs, device)
         self.dropout = nn.Dropout(params.dropout)
         self.is_transposed = target.is_transposed
-        self.changes: list[tuple[Tensor, Tensor]] = []
+        self.change_mn: Tensor | None = None
         self.scale = params.alpha / params.rank
         with torch.no_grad():
             self.lora_A.weight.copy_(torch.from_numpy(new_rows(generator, params.rank, target.num_inputs)))
@@ -47,19 +47,17 @@ class LoraLinear(nn.Module):
         """Return the adapted layer's output, in the base layer's type."""
         output: Tensor = self.base(x)
         update: Tensor = self.lora_B(self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype)))) * self.scale
-        for b_mr, a_rn in self.changes:
-            update = update + nn.functional.linear(nn.functional.linear(x.to(a_rn.dtype), a_rn), b_mr)
+        if self.change_mn is not None:
+            update = update + nn.functional.linear(x.to(self.change_mn.dtype), self.change_mn)
         return output + update.to(output.dtype)
 
-    def change_base(self, b_mr: Tensor, a_rn: Tensor) -> None:
-        """Add B A to the base's weight, or beside it where that has fewer bits than float32: there it would be lost."""
+    def change_base(self, change_mn: Tensor) -> None:
+        """Add to the base's weight, or beside it where that has fewer bits than float32: there it would be lost."""
         weight = self.base.weight
-        if not isinstance(weight, Tensor) or weight.dtype != torch.float32:
-            self.changes.append((b_mr, a_rn))
-        elif self.is_transposed:
-            weight.addmm_(a_rn.T, b_mr.T)
+        if isinstance(weight, Tensor) and weight.dtype == torch.float32:
+            weight.add_(change_mn.T if self.is_transposed else change_mn)
         else:
-            weight.addmm_(b_mr, a_rn)
+            self.change_mn = change_mn if self.change_mn is None else self.change_mn + change_mn
 
 
 class Lora(Adapter):
@@ -102,7 +100,7 @@ class FfaLora(Lora):
 class RoLora(Lora):
     """`lora` of which B is trained from even versions and A from odd ones, so that a mean of either is exact.
 
-    Chen et al., Robust Federated Finetuning of Foundation Models via Alternating Minimization of LoRA, 2024.
+    Chen et al., Robust Federated Finetuning of LLMs via Alternating Optimization of LoRA, 2025.
     """
 
 

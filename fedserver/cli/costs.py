@@ -80,7 +80,15 @@ def cost(
     num_clients = clients or (DEFAULT_CLIENTS if job is None else job.clients)
     pipelines = None if job is None else job.pipelines
     costs = [
-        cost_of(each, shapes, each_rank, num_clients, bytes_per_value, pipelines)
+        cost_of(
+            each,
+            shapes,
+            each_rank,
+            num_clients,
+            bytes_per_value,
+            pipelines,
+            lower_ranks=job is not None and job.lower_ranks,
+        )
         for each in wanted
         for each_rank in (ranks[:1] if each.whole else ranks)
     ]
@@ -150,4 +158,5 @@ def _show(costs: list[Cost], about: dict[str, Any]) -> None:
 def _frame_text(traffic: Traffic) -> str:
     if traffic.max_frame_bytes is None:
         return "too long"
-    return ("" if traffic.frame_bytes is not None else "≤ ") + f"{traffic.max_frame_bytes:,} B"
+    beside = f" + {traffic.change_bytes:,} B" if traffic.change_bytes else ""
+    return ("" if traffic.frame_bytes is not None else "≤ ") + f"{traffic.max_frame_bytes:,} B{beside}"

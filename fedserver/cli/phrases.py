@@ -87,7 +87,16 @@ def phase_text(job: dict[str, Any], age_s: float = 0.0, connected: int = 0) -> s
     since = f"{duration_text(job['phase_age_s'] + age_s)}"
     if job["phase"] == "closing":
         return f"{doing}: {what}, for {since}"
-    return f"{doing}: {what}, for {since}, at most {duration_text(job['deadline_in_s'] - age_s)} more"
+    left = f"at most {duration_text(job['deadline_in_s'] - age_s)} more"
+    return f"{doing}: {what}, for {since}, {left}{_declined(job)}"
+
+
+def _declined(job: dict[str, Any]) -> str:
+    """Return who has declined last, where that may be what a job waits for."""
+    last = job.get("last_decline")
+    if last is None or not job["waiting_for"]["missing"]:
+        return ""
+    return f"; {printable(last['client'])} declined: {printable(last['reason'])}"
 
 
 def misfits_text(job: dict[str, Any], connected: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedcodec import Pipeline
 from fedcore.errors import InvalidInput
@@ -24,7 +24,8 @@ class Traffic:
         all_bytes: of all clients together.
         max_frame_bytes: no frame of the job's pipeline is longer; None without a job, and for more values than a frame
             can hold.
-        frame_bytes: every such frame has this length; None if that depends on the values.
+        frame_bytes: every such frame has this length; None if that depends on the values, or on a client's own rank.
+        change_bytes: what of `parameters` is a change of frozen matrices, which travels beside the frame as float32.
     """
 
     parameters: int
@@ -34,6 +35,7 @@ class Traffic:
     all_bytes: int
     max_frame_bytes: int | None = None
     frame_bytes: int | None = None
+    change_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def cost_of(
     clients: int,
     bytes_per_value: int = 4,
     pipelines: tuple[Pipeline, Pipeline] | None = None,
+    *,
+    lower_ranks: bool = False,
 ) -> Cost:
     """Return what `method` sends.
 
@@ -77,6 +81,7 @@ def cost_of(
         clients: K, how many updates the server adds up in a round.
         bytes_per_value: of what is sent without a pipeline.
         pipelines: of a job, up and down.
+        lower_ranks: whether some clients of the job have a lower rank, and send less than is counted here.
 
     Raises:
         InvalidInput: the rank is above min(m, n) of a matrix.
@@ -89,32 +94,43 @@ def cost_of(
         sent = [item.num_values(m, n, rank, clients) for _, m, n in shapes.matrices for item in sends]
         return [size for size in sent if size]
 
-    def traffic(turns: tuple[Sends, ...], pipeline: Pipeline | None) -> Traffic:
-        sent = [list(shapes.whole) if method.whole else [*sizes(sends), *shapes.heads] for sends in turns]
-        return _traffic(sent, clients, bytes_per_value, pipeline)
+    def sent(turns: tuple[Sends, ...]) -> list[list[int]]:
+        return [list(shapes.whole) if method.whole else [*sizes(sends), *shapes.heads] for sends in turns]
+
+    def traffic(turns: tuple[Sends, ...], frames: tuple[Sends, ...], pipeline: Pipeline | None) -> Traffic:
+        found = _traffic(sent(turns), sent(frames), clients, bytes_per_value, pipeline)
+        changes = max(sum(sizes(tuple(each for each in sends if each.is_change))) for sends in turns)
+        return replace(found, change_bytes=4 * changes)
 
     def setup(sends: Sends) -> Traffic:
-        return _traffic([sizes(sends)], clients, bytes_per_value, None)
+        return _traffic([sizes(sends)], [], clients, bytes_per_value, None)
 
     up, down = pipelines or (None, None)
     votes = (-(-size // 8) for size in sizes(method.setup_up))
+    found = traffic(method.up, method.up, up)
     return Cost(
         method=method.name,
         rank=None if method.whole else rank,
-        up=traffic(method.up, up),
-        down=traffic(method.down, down),
+        up=replace(found, frame_bytes=None) if lower_ranks else found,
+        down=traffic(method.down, method.frames_down, down),
         setup_up=setup(method.setup_up),
         setup_down=setup(method.setup_down),
         setup_vote_bytes_up=sum(votes),
     )
 
 
-def _traffic(turns: Sequence[Sequence[int]], clients: int, bytes_per_value: int, pipeline: Pipeline | None) -> Traffic:
-    """Return the traffic of rounds in turn, each with the sizes of its tensors."""
+def _traffic(
+    turns: Sequence[Sequence[int]],
+    frames: Sequence[Sequence[int]],
+    clients: int,
+    bytes_per_value: int,
+    pipeline: Pipeline | None,
+) -> Traffic:
+    """Return the traffic of rounds in turn, each with the sizes of its tensors, and of those in frames."""
     parameters = max(map(sum, turns))
     framed = None
     if pipeline is not None and parameters <= MAX_VALUES:
-        framed = max(pipeline.max_frame_bytes(sizes) for sizes in turns)
+        framed = max(pipeline.max_frame_bytes(sizes) for sizes in frames)
     return Traffic(
         parameters=parameters,
         turns=tuple(map(sum, turns)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedcodec import Pipeline
-from fedcore.adapters import GRADIENT_START, FullParams, LoraParams, LoraSbParams
+from fedcore.adapters import LORA_PARAMS, FullParams, LowRankParams
 from fedcore.errors import InvalidInput
 from fedcore.jobfile import Job
 from fedcore.methods import METHODS, Method, method_of
@@ -26,6 +26,7 @@ class JobCosts:
         clients: its cohort.
         model: what its task calls the model; empty if it does not say.
         pipelines: up and down.
+        lower_ranks: whether some clients have a lower rank.
     """
 
     name: str
@@ -36,6 +37,7 @@ class JobCosts:
     clients: int
     model: str
     pipelines: tuple[Pipeline, Pipeline]
+    lower_ranks: bool
 
 
 def costs_of_job(job: Job, source: str) -> JobCosts:
@@ -52,13 +54,11 @@ def costs_of_job(job: Job, source: str) -> JobCosts:
             f"adapter {job.adapter.name!r} with rule {job.aggregator.rule!r}: costs are known of {known}"
         )
     model = job.task.params.get("model")
-    params: FullParams | LoraParams | LoraSbParams
-    if method.whole:
-        params = parse_params(FullParams, job.adapter.params, "adapter")
-    elif job.adapter.name in GRADIENT_START:
-        params = parse_params(LoraSbParams, job.adapter.params, "adapter")
-    else:
-        params = parse_params(LoraParams, job.adapter.params, "adapter")
+    params: FullParams | LowRankParams = (
+        parse_params(FullParams, job.adapter.params, "adapter")
+        if method.whole
+        else parse_params(LORA_PARAMS[job.adapter.name], job.adapter.params, "adapter")
+    )
     return JobCosts(
         name=job.job.name,
         method=method,
@@ -68,4 +68,5 @@ def costs_of_job(job: Job, source: str) -> JobCosts:
         clients=job.schedule.cohort,
         model=model if isinstance(model, str) else "",
         pipelines=(plan.uplink, plan.downlink),
+        lower_ranks=bool(plan.sending.ranks),
     )

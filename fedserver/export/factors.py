@@ -19,7 +19,7 @@ from fedcore.adapters import (
     basis_modules,
     lora_modules,
 )
-from fedcore.changes import read_change
+from fedcore.changes import Change, read_change
 from fedcore.errors import LayoutError
 from fedcore.layout import BASIS_GROUP, TensorSpec, Vector
 from fedcore.params import parse_params
@@ -93,8 +93,13 @@ def _with_changes(what: Exportable, updates: dict[str, Update]) -> dict[str, Upd
     found = dict(updates)
     for rows in zip(*opened, strict=True):
         own = updates[rows[0].module]
-        parts = [Factors(own.b_mr, own.a_rn, own.scale), *(Factors(row.b_mr, row.a_rn) for row in rows)]
-        whole = recompress(combine(parts, [1.0] * len(parts)))
+        parts = [Factors(own.b_mr, own.a_rn, own.scale), *map(_in_factors, rows)]
+        whole = combine(parts, [1.0] * len(parts))
+        if whole.rank < min(whole.shape):
+            whole = recompress(whole)
+        else:  # as exact, and without a decomposition that takes minutes for a large matrix
+            product_mn = whole.b_mr.astype(np.float64) @ whole.a_rn
+            whole = _in_factors(Change(rows[0].module, product_mn.astype(np.float32), None))
         if whole.rank:  # else nothing was trained yet, and peft has no adapters of rank 0
             found[rows[0].module] = Update(whole.b_mr, whole.a_rn, float(whole.rank))
     return found
@@ -103,3 +108,12 @@ def _with_changes(what: Exportable, updates: dict[str, Update]) -> dict[str, Upd
 def whole_tensors(what: Exportable) -> list[TensorSpec]:
     """Return the tensors that are trained whole, each under its name in the model."""
     return [tensor for tensor in what.layout.tensors if tensor.group == FULL_GROUP]
+
+
+def _in_factors(change: Change) -> Factors:
+    """Return a change as factors; of a dense one, one factor is the identity."""
+    if change.a_rn is not None:
+        return Factors(change.b_mr, change.a_rn)
+    m, n = change.b_mr.shape
+    identity = np.eye(min(m, n), dtype=np.float32)
+    return Factors(identity, change.b_mr) if m < n else Factors(change.b_mr, identity)

@@ -77,7 +77,7 @@ def check_adapter(job: Job, config: bytes, weights: memoryview) -> None:
     if job.adapter.name not in PEFT_STARTS:
         raise InvalidInput(
             f"adapter.name {job.adapter.name!r}: a job cannot start from a PEFT adapter, but those of"
-            f" {' and '.join(sorted(PEFT_STARTS))} can"
+            f" {', '.join(sorted(PEFT_STARTS))} can"
         )
     params = parse_params(LoraParams, job.adapter.params, "adapter")
     if problems := [*_config_problems(config, params)]:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import numpy as np
 
+from fedagg import FactorRule
 from fedcore.adapters import gradient_layout
+from fedcore.changes import changed_modules
 from fedcore.errors import FrameError, LayoutError, Unauthenticated, UpdateRejected, UpdateResult
 from fedcore.identity import verify
 from fedcore.layout import Layout
@@ -73,11 +75,13 @@ def check_header(client: str, header: UpdateHeader, attempt: Attempt, engine: Jo
     layout = layout_for(client, header, attempt, engine)
     whole = layout_of(header) if attempt.kind is WorkKind.INITIALISE else engine.layout
     assert whole is not None
-    if engine.plan.start is not None:
-        try:
+    try:
+        if engine.plan.start is not None:
             gradient_layout(whole)
-        except LayoutError as error:
-            raise UpdateRejected(UpdateResult.WRONG_LAYOUT, str(error)) from error
+        if isinstance(engine.plan.rule, FactorRule):
+            changed_modules(whole)
+    except LayoutError as error:
+        raise UpdateRejected(UpdateResult.WRONG_LAYOUT, str(error)) from error
     if header.layout_digest != whole.digest:
         raise UpdateRejected(
             UpdateResult.WRONG_LAYOUT, f"layout {header.layout_digest[:12]}, the job's is {whole.digest[:12]}"

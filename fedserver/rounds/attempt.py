@@ -139,6 +139,14 @@ class Attempt:
             self.frames[client] = frame
 
 
+@dataclass(frozen=True)
+class Decliner:
+    """A client that has declined work, and why."""
+
+    client: str
+    reason: str
+
+
 def split_spool_key(key: str) -> tuple[str, str]:
     """Return the assignment id and the update id that an unfinished upload is named by."""
     return key[:32], key[32:]

@@ -113,7 +113,7 @@ def write_version(
     attempt: Attempt,
     layout: Layout | None,
     latest: VersionRecord | None,
-    adapter: str | None = None,
+    adapter: str | None,
 ) -> WrittenVersion:
     """Compute and write the version that a sealed attempt leads to.
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from fedagg.base import Fold
 from fedcore.errors import JobFailed, StateError
@@ -21,7 +22,7 @@ from fedcore.layout import Layout
 from fedcore.messages import Assignment, Decline, Hello, WorkKind
 from fedserver.rounds import scheduler as sched
 from fedserver.rounds.alarm import Alarm
-from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.attempt import Attempt, Decliner
 from fedserver.rounds.closing import write_version
 from fedserver.rounds.counted import Counted
 from fedserver.rounds.figures import evaluation_of
@@ -54,6 +55,7 @@ class JobEngine:
         evaluated: the newest version whose evaluation is known.
         orders: what clients were told, to be read only.
         traffic: bytes that have crossed the wire.
+        last_decline: which client has declined last since the server's start, and why.
         recovered: set when all of this is as the journal has it, or the job has failed.
         ended: set when `run` has ended.
     """
@@ -67,6 +69,7 @@ class JobEngine:
         self.layout: Layout | None = Layout.from_json(record.layout) if record.layout else None
         self.latest: VersionRecord | None = None
         self.evaluated: VersionRecord | None = None
+        self.last_decline: Decliner | None = None
         self.recovered = asyncio.Event()
         self.ended = asyncio.Event()
         self.traffic = Traffic(record.job_id, services.metrics)
@@ -247,16 +250,9 @@ class JobEngine:
         if self.latest is not None:
             records.append(self._measured(self.latest, attempt, figures))
         if attempt.kind is not WorkKind.EVALUATE:
-            written = await asyncio.get_running_loop().run_in_executor(
-                self._services.workers,
-                write_version,
-                self._services.vault,
-                self.plan,
-                attempt,
-                self.layout,
-                self.latest,
-                self.record.adapter_blob,
-            )
+            given = self.layout, self.latest, self.record.adapter_blob
+            work = partial(write_version, self._services.vault, self.plan, attempt, *given)
+            written = await asyncio.get_running_loop().run_in_executor(self._services.workers, work)
             self._spare = attempt.fold
             self.layout, self.record = written.layout, written.job(self.record)
             self.latest = written.record(attempt, self.traffic.recent, self._services.clock.wall_s())
@@ -296,7 +292,9 @@ class JobEngine:
         self._services.metrics.round_abandoned(self.job_id)
         self._log("abandoned", attempt, reason=command.reason)
         if command.final:
-            await self._end(JobStatus.FAILED, f"gave up after {self._scheduler.abandoned} attempts: {command.reason}")
+            text = f"gave up after {self._scheduler.abandoned} attempts: {command.reason}"
+            decline = "" if (last := self.last_decline) is None else f"; {last.client} declined: {last.reason}"
+            await self._end(JobStatus.FAILED, text + decline)
 
     async def _retire(self, reason: str) -> list[Record]:
         """Let nothing more into the attempt and free who still works on it; return what is to be journaled of that."""
@@ -331,6 +329,7 @@ class JobEngine:
         if attempt is None or expected is None or expected.client != client or assignment_id in attempt.ended:
             return
         attempt.ended.add(assignment_id)
+        self.last_decline = Decliner(client, reason)
         log.warning("declined", extra={"job": self.job_id, "client": client, "reason": reason})
         try:
             await self._services.journal.write(replace(expected, ended="declined", text=reason))

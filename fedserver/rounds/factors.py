@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from fedagg import FactorRule
-from fedagg.lowrank import Factors, combine, recompress
+from fedagg.lowrank import Factors
 from fedcore.adapters import ADAPTER_GROUP, LoraParams
 from fedcore.changes import change_bytes, changed_modules, drawing, read_change
 from fedcore.errors import InvalidInput, JobFailed
@@ -92,9 +92,9 @@ class Merger:
 
     def _mean(self, key: tuple[str, str]) -> Vector:
         """Return a tensor that is no factor, moved by the weighted mean of what clients have changed."""
-        total = np.zeros(self._base[key].shape)
+        total, all_weights = np.zeros(self._base[key].shape), sum(self._weights)
         for weight, delta in zip(self._weights, self._deltas, strict=True):
-            total += np.multiply(delta[key], weight / sum(self._weights), dtype=np.float64)
+            total += np.multiply(delta[key], weight / all_weights, dtype=np.float64)
         moved: Vector = (self._base[key] + total).astype(np.float32)
         return moved
 
@@ -111,10 +111,11 @@ def _decoded(vault: Vault, plan: Plan, attempt: Attempt, client: str, sent: Layo
 
 
 def compact(vault: Vault, layout: Layout, changes: Iterable[str | Kept], into: VaultWriter) -> None:
-    """Write the sum of changes as one, in as few ranks as it has."""
+    """Write the sum of changes as one, not in factors: together they are longer than the matrices."""
     opened = [read_change(vault.open(change), layout) for change in changes]
     for rows in zip(*opened, strict=True):
-        whole = combine([Factors(row.b_mr, row.a_rn) for row in rows], [1.0] * len(rows))
-        whole = recompress(whole) if whole.rank else whole
-        for piece in change_bytes(whole.b_mr, whole.a_rn):
+        total_mn = rows[0].dense()
+        for row in rows[1:]:
+            total_mn += row.dense()
+        for piece in change_bytes(total_mn.astype(np.float32), None):
             into.write(piece)

@@ -16,7 +16,6 @@ from fedagg.lowrank.flexlora import redistribute
 from fedagg.lowrank.flora import stack
 from fedagg.lowrank.hetlora import norm_weights, padded_mean
 from fedagg.lowrank.lora_fair import refined_mean
-from fedagg.lowrank.svd import recompress
 from fedcore.changes import new_rows
 from fedcore.plugin import Plugin
 
@@ -38,11 +37,8 @@ class Flora(Plugin):
         self, base: Factors, clients: Sequence[Factors], weights: Sequence[int], fresh: np.random.Generator
     ) -> Merged:
         """See `FactorRule.merge`."""
-        stacked = stack(clients, weights)
-        if stacked.rank > min(stacked.shape):
-            stacked = recompress(stacked)
         a_rn = new_rows(fresh, *base.a_rn.shape)
-        return Merged(Factors(np.zeros_like(base.b_mr), a_rn, base.scale), stacked)
+        return Merged(Factors(np.zeros_like(base.b_mr), a_rn, base.scale), stack(clients, weights))
 
 
 class FedEx(Plugin):
@@ -80,8 +76,9 @@ class FlexLora(Plugin):
 class HetLora(Plugin):
     """HetLoRA: the mean of factors filled up with zeros, each weighing as much as its product is long.
 
-    Where all products are 0 the weights are those of the job. Ranks beyond that of every client stay as they were:
-    filled up with zeros, B and A would both be 0 there, and never get a gradient again.
+    A client's rank stays what the job says: none prunes its own. Where all products are 0 the weights are those of the
+    job. Ranks beyond that of every client stay as they were: filled up with zeros, B and A would both be 0 there, and
+    never get a gradient again.
     """
 
     name: ClassVar[str] = "hetlora"

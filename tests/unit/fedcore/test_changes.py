@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,20 +47,35 @@ def test_bytes_are_those_of_the_document() -> None:
     none = b"".join(change_bytes(np.empty((4, 0), np.float32), np.empty((0, 2), np.float32)))
     assert (first + none).hex() == GOLDEN
     one, two = read_change(memoryview(first + none), LAYOUT)
+    assert one.a_rn is not None
     assert (one.module, one.b_mr.tolist(), one.a_rn.tolist()) == ("one", [[0], [1], [2]], [[3, 4, 5, 6, 7]])
+    assert two.a_rn is not None
     assert (two.module, two.b_mr.shape, two.a_rn.shape) == ("two", (4, 0), (0, 2))
+    summed = b"".join(change_bytes(np.arange(8, dtype=np.float32).reshape(4, 2), None))
+    assert summed.hex() == "ffffffff" + np.arange(8, dtype="<f4").tobytes().hex()
 
 
-@given(st.tuples(st.integers(0, 3), st.integers(0, 2)), st.integers(0, 99))
+@given(st.tuples(st.integers(0, 9), st.integers(0, 9)), st.integers(0, 99))
 def test_what_is_written_is_read_and_within_the_bound(ranks: tuple[int, int], seed: int) -> None:
     data = written(ranks, seed)
     assert len(data) <= max_change_bytes(LAYOUT)
-    assert tuple(change.a_rn.shape[0] for change in read_change(memoryview(data), LAYOUT)) == ranks
-    pieces = [b"".join(change_bytes(change.b_mr, change.a_rn)) for change in read_change(memoryview(data), LAYOUT)]
-    assert b"".join(pieces) == data
+    read = list(read_change(memoryview(data), LAYOUT))
+    for change, (m, n), rank in zip(read, SIDES.values(), ranks, strict=True):
+        assert (change.a_rn is None) == (rank * (m + n) >= m * n), "the shorter form"
+        assert change.dense() == pytest.approx(product_of(change.module, ranks, seed), abs=1e-5)
+    assert b"".join(piece for change in read for piece in change_bytes(change.b_mr, change.a_rn)) == data
 
 
-def test_the_bound_is_reached_at_full_rank() -> None:
+def product_of(module: str, ranks: tuple[int, int], seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    for (name, (m, n)), rank in zip(SIDES.items(), ranks, strict=True):
+        b, a = (rng.standard_normal(shape).astype(np.float32) for shape in ((m, rank), (rank, n)))
+        if name == module:
+            return b.astype(np.float64) @ a
+    raise AssertionError(module)
+
+
+def test_the_bound_is_reached_by_sums() -> None:
     assert len(written((3, 2))) == max_change_bytes(LAYOUT)
 
 
@@ -69,7 +85,8 @@ def test_hostile_bytes_are_refused_or_read_whole(data: bytes) -> None:
         read = list(read_change(memoryview(data), LAYOUT))
     except FrameError:
         return
-    assert sum(4 + change.b_mr.nbytes + change.a_rn.nbytes for change in read) == len(data)
+    sizes = [change.b_mr.nbytes + (0 if change.a_rn is None else change.a_rn.nbytes) for change in read]
+    assert sum(4 + size for size in sizes) == len(data)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +95,10 @@ def test_hostile_bytes_are_refused_or_read_whole(data: bytes) -> None:
         (lambda data: data[:-1], "ends within two"),
         (lambda data: data[:2], "ends before the rank of one"),
         (lambda data: data + b"\0", "goes on after"),
-        (lambda data: b"\4\0\0\0" + data[4:], "rank 4, at most 3"),
-        (lambda data: b"\xff\xff\xff\xff" + data[4:], "at most 3"),
+        (lambda data: b"\2\0\0\0" + data[4:], "rank 2, below 1.875"),
+        (lambda data: b"\xfe\xff\xff\xff" + data[4:], "rank 4294967294, below 1.875"),
+        (lambda data: b"\xff\xff\xff\xff" + data[4:], "ends before the rank of two"),
+        (lambda data: b"\xff\xff\xff\xff" + data[4:60], "ends within one, of 15 values"),
         (lambda data: data[:4] + np.float32(np.nan).tobytes() + data[8:], "change of one: a value is not finite"),
     ],
 )

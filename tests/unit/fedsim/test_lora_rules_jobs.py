@@ -20,15 +20,18 @@ from safetensors.torch import load_file, save_file
 
 import fedserver.rounds.closing
 import fedsim.simulation
+from fedclient.adapters.base import AdaptedModel
 from fedclient.adapters.lora import LoraLinear
 from fedclient.tasks.digits.network import load_base
 from fedclient.trainer import LocalWorker, Trained, Work
-from fedcore.changes import changed_modules
-from fedcore.errors import InvalidInput, JobFailed
+from fedcore.changes import Change, changed_modules
+from fedcore.errors import InvalidInput, JobFailed, StorageFailed
 from fedcore.jobfile import Job, parse_job
 from fedcore.layout import Layout, Vector
 from fedcore.messages import Piece, UpdateHeader, UploadState, WorkKind
+from fedcore.methods import METHODS
 from fedserver.export import Exportable, Format, export_version
+from fedsim.pooled import measure
 from fedsim.simulation import Simulated, make_clients, simulate
 from fedsim.transport import InProcessTransport
 
@@ -140,7 +143,18 @@ def mean(of: Sequence[tuple[int, dict[str, Dense]]], layer: str) -> Dense:
 
 @pytest.mark.parametrize("rule", ["flora", "fedex-lora"])
 def test_an_exact_rule_leaves_everybody_with_the_mean_of_what_all_had(rule: str, seen: Seen) -> None:
-    run(make_job(rule, task={"partition": {"kind": "dirichlet", "alpha": 0.5}}))
+    simulated = run(
+        make_job(
+            rule, task={"partition": {"kind": "dirichlet", "alpha": 0.5}}, adapter={"trainable": ["output.weight"]}
+        )
+    )
+    head = next(tensor for tensor in Layout.from_json(simulated.layout).tensors if tensor.name == "output.weight")
+    place = slice(head.offset, head.offset + head.num_values)
+    moved = np.average(
+        [delta_D[place] for _, _, delta_D in seen.deltas[1]], axis=0, weights=[n for _, n, _ in seen.deltas[1]]
+    )
+    assert np.abs(moved).max() > 1e-3
+    np.testing.assert_allclose(seen.started_D[2][place], seen.started_D[1][place] + moved, atol=1e-6)
     assert sorted(seen.before) == [0, 1, 2]
     weights = {weight for weight, _ in seen.after[0]}
     assert len(weights) > 1, "weights must differ to be seen"
@@ -343,3 +357,57 @@ def test_an_export_has_the_changes_of_the_frozen_matrices_too(rule: str, seen: S
             assert np.abs(found.double().numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
     as_it_was = load_base().state_dict()["hidden1.weight"].double().numpy()
     assert np.abs(as_it_was - seen.last["client-1"]["hidden1"]).max() > 1e-2
+
+
+def test_a_change_that_breaks_off_half_way_is_taken_back_and_made_again(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first layer; of what is said to pass, so that the client is asked again for the next version."""
+    real = AdaptedModel.change_base
+    broken: list[str] = []
+
+    def breaking(self: AdaptedModel, change: Change) -> None:
+        if change.module == "hidden2" and not broken:
+            broken.append(change.module)
+            raise StorageFailed("no room for the second layer")
+        real(self, change)
+
+    monkeypatch.setattr(AdaptedModel, "change_base", breaking)
+    # Who has declined is asked again for the next version when others are too few.
+    simulated = run(
+        make_job("fedex-lora", rounds=4, schedule={"cohort": 2, "quorum": 1, "deadline_s": 50.0}), clients=2
+    )
+    assert broken
+    assert simulated.version.version == 4
+    took_part = {client for client, version, _ in seen.frames if version >= 2}
+    assert took_part == {"client-1", "client-2"}, "the client that it happened to does not come again"
+    assert len({tuple(layers.values()) for layers in seen.frozen.values()}) == 1
+
+
+def test_nothing_is_built_anew_for_a_first_change(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    real = LocalWorker._build_model
+
+    def counted(self: LocalWorker, work: Work, *arguments: Any) -> Any:
+        built.append(work.client)
+        return real(self, work, *arguments)
+
+    monkeypatch.setattr(LocalWorker, "_build_model", counted)
+    run(make_job("flora"))
+    assert sorted(built) == sorted([*["client-1", "client-2", "client-3"], built[0]]), "one of them made version 0"
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "fed-sb"])
+def test_every_method_has_a_pooled_bound(method: str) -> None:
+    tree: dict[str, Any] = {
+        "job": {"name": "pooled", "rounds": 2, "seed": 5, "method": method},
+        "task": {"name": "digits"},
+        "adapter": {} if method == "full" else {"rank": RANK, "targets": ["hidden*"]},
+        "training": {"learning_rate": 0.01},
+        "schedule": {"cohort": 2},
+    }
+    if method not in {"full", "fedex-lora", "lora-fair"}:
+        tree["adapter"] |= {"ranks": {"*": 2}}
+    job = parse_job(tree, "pooled")
+    bounds = measure(job, [client.data for client in make_clients(job, 2, {})])
+    assert bounds.pooled["loss"] < bounds.base["loss"]
