@@ -72,7 +72,7 @@ def measure(arguments: Sequence[str]) -> dict[str, Any]:
             for name, sizes in ((f"Fed-SB, rank {options.rank}", fed_sb), (f"LoRA, rank {options.lora_rank}", lora))
             for codec in options.codecs
         ],
-        "svd": svd_figures(shapes, options.rank, options.repeats),
+        "svd": svd_figures(shapes, options.rank),
         "load_before": load,
     }
 
@@ -80,6 +80,7 @@ def measure(arguments: Sequence[str]) -> dict[str, Any]:
 def _in_child(arguments: Sequence[str], part: str) -> dict[str, Any]:
     """Measure a part in a process of its own, whose peak of memory is that of this part."""
     command = [sys.executable, "-m", "benchmarks.large_model_steps", part, *arguments]
+    sys.stderr.write(f"{part} …\n")
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except subprocess.CalledProcessError as error:
@@ -111,6 +112,7 @@ def _step_figures(found: dict[str, Any], options: argparse.Namespace) -> dict[st
 def update_figures(sizes: Sequence[int], codec: str, repeats: int) -> dict[str, Any]:
     """Return the time that an update of tensors of these sizes takes to be encoded and sent, and the server's."""
     pipeline = build_pipeline([{"codec": codec}])
+    sys.stderr.write(f"update of {sum(sizes):,} values, {codec} …\n")
     values_D = np.random.default_rng(SEED).standard_normal(sum(sizes), dtype=np.float32)
     own: dict[str, Any] = {"values": values_D.size, "bytes": len(_encoded(pipeline, values_D, sizes))}
     own["encode_s"] = timed(lambda: _encoded(pipeline, values_D, sizes), repeats)
@@ -155,24 +157,25 @@ def _served(num_values: int, codec: str, repeats: int) -> dict[str, Any]:
     return {"send_s": spread(sent_s[2:], 5), "server": found}  # version 0 is sent too, raw
 
 
-def svd_figures(shapes: Shapes, rank: int, repeats: int) -> dict[str, Any]:
+def svd_figures(shapes: Shapes, rank: int) -> dict[str, Any]:
     """Return the server's time to decompose the sign of a sum of gradients, which is random here, for each shape."""
     rng = np.random.default_rng(SEED)
     rows: list[dict[str, Any]] = []
     for (m, n), count in sorted(Counter((m, n) for _, m, n in shapes.matrices).items()):
         total_mn = rng.standard_normal((m, n))
-        rows.append({"m": m, "n": n, "count": count, "s": timed(partial(start, total_mn, rank, 1e-3), repeats)})
+        sys.stderr.write(f"SVD of {m} × {n} …\n")
+        rows.append({"m": m, "n": n, "count": count, "s": timed(partial(start, total_mn, rank, 1e-3), 1, first=0)})
     return {"shapes": rows, "model_s": round(sum(row["s"]["median"] * row["count"] for row in rows), 3)}
 
 
-def timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Return the wall time of `call`, after a first time that does not count."""
+def timed(call: Callable[[], object], repeats: int, first: int = 1) -> dict[str, float]:
+    """Return the wall time of `call`; `first` times more do not count."""
     found = []
-    for _ in range(repeats + 1):
+    for _ in range(first + repeats):
         began_s = time.perf_counter()
         call()
         found.append(time.perf_counter() - began_s)
-    return spread(found[1:], 5)
+    return spread(found[first:], 5)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
