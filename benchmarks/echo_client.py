@@ -25,12 +25,12 @@ from fedclient.runner import ClientRunner
 from fedclient.trainer import Evaluation, Gradient, Trained, Work
 from fedclient.transport.grpc_transport import GrpcTransport
 from fedcore.allocator import keep_memory
-from fedcore.clock import SystemClock
+from fedcore.clock import Clock, SystemClock
 from fedcore.layout import Layout, Vector
 from fedcore.messages import Hello
 
 TASK = "echo"
-ABOUT = Hello("benchmark", "cpu", (TASK,), ("full",), ("raw", "bf16"))
+ABOUT = Hello("benchmark", "cpu", (TASK,), ("full",), ("raw", "bf16", "int8"))
 
 
 class EchoWorker:
@@ -103,8 +103,8 @@ def _num_values(work: Work) -> int:
     return found
 
 
-async def main(folders: list[Path]) -> None:
-    """Run the clients until the process is stopped."""
+async def main(folders: list[Path], connect: Callable[[ClientIdentity, Clock], GrpcTransport] = GrpcTransport) -> None:
+    """Run the clients until the process is stopped; `connect` makes a client's transport."""
     clock = SystemClock()
     with ThreadPoolExecutor(1) as executor:
         runners = []
@@ -112,7 +112,7 @@ async def main(folders: list[Path]) -> None:
             identity = ClientIdentity.load(folder)
             runners.append(
                 ClientRunner(
-                    GrpcTransport(identity, clock),
+                    connect(identity, clock),
                     EchoWorker(),
                     identity.signing_key,
                     about=ABOUT,
