@@ -11,6 +11,9 @@ PIP_FLAGS ?=
 # Extra arguments for pytest: make test PYTEST_FLAGS="-x tests/unit"
 PYTEST_FLAGS ?=
 
+# Tests of one file stay in one process; PYTEST_FLAGS="-n 0" for a debugger.
+TEST_PROCESSES ?= 2
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -36,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 
 .PHONY: test
 test: venv prometheus node check ## Run every check and every test (what CI runs)
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
 # For each target; two hours in all, or SECONDS=60 for a quarter of one.
 SECONDS ?= 600

@@ -163,3 +163,12 @@ def test_time_left_comes_from_the_rounds_that_were_seen() -> None:
 @pytest.mark.parametrize("latest", [None, {"version": 0, "created_at": 1001.0}, {"version": 10, "created_at": 1001.0}])
 def test_time_left_is_not_guessed(latest: dict[str, Any] | None) -> None:
     assert Pace().left_s(job(latest=latest)) is None
+
+
+def test_who_has_declined_is_named_while_something_is_missing() -> None:
+    last = {"client": "ann", "reason": "adapter.targets ['x']: match no linear layer"}
+    waiting = {"what": "clients", "missing": 1, "clients": []}
+    text = phase_text(job(phase="waiting", waiting_for=waiting, last_decline=last))
+    assert text.endswith("; ann declined: adapter.targets ['x']: match no linear layer")
+    full = {"what": "write", "missing": 0, "clients": []}
+    assert "declined" not in phase_text(job(phase="open", waiting_for=full, last_decline=last))

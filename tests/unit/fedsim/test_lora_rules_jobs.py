@@ -411,3 +411,9 @@ def test_every_method_has_a_pooled_bound(method: str) -> None:
     job = parse_job(tree, "pooled")
     bounds = measure(job, [client.data for client in make_clients(job, 2, {})])
     assert bounds.pooled["loss"] < bounds.base["loss"]
+
+
+def test_a_job_that_nobody_can_do_ends_with_what_the_last_client_said() -> None:
+    job = make_job(adapter={"targets": ["hiden*"]}, schedule={"max_retries": 0, "deadline_s": 10.0})
+    with pytest.raises(JobFailed, match=r"client-\d declined: adapter.targets \['hiden\*'\]: match no linear layer"):
+        run(job)

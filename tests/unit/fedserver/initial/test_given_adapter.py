@@ -59,7 +59,8 @@ def test_an_adapter_of_the_jobs_rank_and_scale_is_taken(adapter: str, changes: d
 def test_other_adapters_cannot_start_so(adapter: str, others: dict[str, Any]) -> None:
     (line,) = refusal(job=job_with(adapter, **others))
     assert (
-        line == f"adapter.name '{adapter}': a job cannot start from a PEFT adapter, but those of ffa-lora, lora, rolora can"
+        line
+        == f"adapter.name '{adapter}': a job cannot start from a PEFT adapter, but those of ffa-lora, lora, rolora can"
     )
 
 
