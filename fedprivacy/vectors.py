@@ -25,6 +25,8 @@ NEAR: Final = 1e-4
 """Values nearer than this to a vertex, in clips, are bounded by the second derivative."""
 _RATIO: Final = 1.2
 """Between the distances from a vertex at which moments are computed."""
+_HUGE: Final = 1e300
+"""Instead of infinity, which has no product with zero."""
 _CHUNK: Final = 1 << 16
 _STEPS: Final = 64
 """Into which a chord is cut."""
@@ -83,6 +85,7 @@ def _steepness_from(ends_V: Array, totals_NVZ: Array, others: Others, limit: flo
     grid = NEAR * _RATIO ** np.arange(num_steps)
     distances_X = np.unique(np.concatenate([grid[grid < ends_V[-1]], ends_V[ends_V > NEAR], ends_V[-1:]]))
     between_XV = np.stack([np.interp(distances_X, ends_V, column) for column in np.eye(ends_V.size)], axis=1)
+    end_V = np.array([[np.interp(NEAR, ends_V, column) for column in np.eye(ends_V.size)]])
     step = max(1, _CHUNK // (distances_X.size * totals_NVZ.shape[-1]))
     near, far = [], []
     for start in range(0, len(totals_NVZ), step):
@@ -92,7 +95,8 @@ def _steepness_from(ends_V: Array, totals_NVZ: Array, others: Others, limit: flo
         some_NVZ = np.where(is_kept, every_NVZ, 1.0)
         slopes_NCZ = np.diff(some_NVZ, axis=1) / np.diff(ends_V)[:, None]
         weights_NZ = np.where(is_kept[:, 0], 1.0, 0.0)
-        near.append(_near(some_NVZ[:, 0], slopes_NCZ[:, ends_V[:-1] < NEAR]))
+        passed_NVZ = np.concatenate([some_NVZ[:, ends_V < NEAR], end_V @ some_NVZ], axis=1)
+        near.append(_near(passed_NVZ, slopes_NCZ[:, ends_V[:-1] < NEAR]))
         far.append(_moments(some_NVZ[:, 0], between_XV @ some_NVZ, weights_NZ, limit))
     # A chord joins two moments of one arrangement.
     moments_N = np.concatenate(far)
@@ -102,21 +106,26 @@ def _steepness_from(ends_V: Array, totals_NVZ: Array, others: Others, limit: flo
     return found
 
 
-def _near(base_NZ: Array, slopes_NCZ: Array) -> Array:
+def _near(passed_NVZ: Array, slopes_NCZ: Array) -> Array:
     """Return, N × orders, a bound on (moment − 1) / distance² up to `NEAR`, whichever of the two has moved.
 
     It is half the second derivative along the way from one distribution to the other, each level taken where that is
     largest.
+
+    Args:
+        passed_NVZ: the distributions at the vertex, at those passed, and at `NEAR`: no chance between is more extreme.
+        slopes_NCZ: of the cells on the way.
     """
+    base_NZ = passed_NVZ[:, 0]
     steepest_NZ = (slopes_NCZ**2).max(axis=1) / base_NZ
-    grown_NZ = 1 + NEAR * np.maximum(slopes_NCZ.max(axis=1), 0) / base_NZ
-    shrunk_NZ = 1 + NEAR * np.minimum(slopes_NCZ.min(axis=1), 0) / base_NZ
+    grown_NZ, shrunk_NZ = passed_NVZ.max(axis=1) / base_NZ, passed_NVZ.min(axis=1) / base_NZ
     found = []
     for order in CURVE_ORDERS:
         above = (grown_NZ if order >= 2 else shrunk_NZ) ** (order - 2)
-        below = shrunk_NZ ** (-order - 1)
-        worst_N = np.maximum((steepest_NZ * above).sum(axis=1), (steepest_NZ * below).sum(axis=1))
-        found.append(order * (order - 1) / 2 * worst_N)
+        with np.errstate(over="ignore"):
+            below = shrunk_NZ ** (-order - 1)
+            worst_N = np.maximum((steepest_NZ * above).sum(axis=1), (steepest_NZ * below).sum(axis=1))
+        found.append(order * (order - 1) / 2 * np.minimum(worst_N, _HUGE))
     return np.stack(found, axis=1)
 
 

@@ -147,6 +147,8 @@ def test_levels_alone_cost_what_is_known_of_one_value() -> None:
         assert epsilon_rdp(levels(rounds, clients=40), 1e-5) > expected
     found = [epsilon_pld(levels(rounds), 1e-5) for rounds in (1, 100)]
     assert found == pytest.approx([5.47, 511.5], rel=1e-3)
+    for epsilon in (epsilon_rdp, epsilon_pld):
+        assert epsilon(levels(2, dimension=3, levels=4), 1e-5) == pytest.approx(epsilon(levels(6, levels=4), 1e-5))
 
 
 def test_losses_are_given_up_where_no_grid_holds_them() -> None:

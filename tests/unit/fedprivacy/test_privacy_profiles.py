@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -37,6 +38,19 @@ def test_no_inputs_are_told_apart_better_than_the_profile_says(
     profile = rqm_profile(event.model_copy(update={"clients": len(rest) + 1}), EPSILONS)
     for epsilon, delta in zip(EPSILONS, profile, strict=True):
         assert hockey_stick(p, q, epsilon) <= delta + 1e-12
+
+
+@pytest.mark.parametrize("clients", [2, 3])
+def test_profile_of_a_sum_is_that_of_every_choice_of_vertices(clients: int) -> None:
+    event = Rqm(levels=4, keep=0.3, extension=0.8, clients=clients)
+    corners = vertex_pmfs(event)
+    worst = np.zeros(EPSILONS.size)
+    for rest in itertools.combinations_with_replacement(corners, clients - 1):
+        total = functools.reduce(np.convolve, rest)
+        for one, other in itertools.permutations(corners, 2):
+            p, q = np.convolve(total, one), np.convolve(total, other)
+            worst = np.maximum(worst, [hockey_stick(p, q, epsilon) for epsilon in EPSILONS])
+    np.testing.assert_allclose(rqm_profile(event, EPSILONS), worst, rtol=1e-9, atol=1e-15)
 
 
 def test_profile_is_reached_and_ends_at_the_pure_guarantee() -> None:

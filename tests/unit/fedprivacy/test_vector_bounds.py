@@ -48,6 +48,21 @@ def test_no_two_values_pass_the_steepness(
                 assert (found <= bound * (x - near) ** 2 * (1 + 1e-6) + 1e-15).all()
 
 
+@settings(max_examples=15)
+@given(EVENTS, st.lists(st.tuples(VALUES, VALUES), min_size=5, max_size=5), st.sampled_from((0.05, 0.4, 5.0)))
+def test_bound_of_near_values_holds_as_far_as_it_is_used(
+    event: Rqm, rows: list[tuple[float, float]], reach: float
+) -> None:
+    # Reaching farther than it does, so that it alone decides.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors, "NEAR", reach)
+        bound = steepness.__wrapped__(event)
+    assert (bound >= steepness(event) * 0.9).all()
+    for x, y in rows:
+        if abs(x - y) > 1e-7:
+            assert (divergences(x, y, event) <= bound * (x - y) ** 2 * (1 + 1e-6) + 1e-15).all()
+
+
 @pytest.mark.parametrize("clients", [1, 2])
 def test_steepness_is_hardly_more_than_the_steepest_that_is_found(clients: int) -> None:
     event = Rqm(levels=4, keep=0.3, extension=0.8, clients=clients)
@@ -104,6 +119,15 @@ def test_bound_at_other_orders_lies_between_those_around() -> None:
     assert (np.diff(found) >= 0).all()
     assert found[1] == pytest.approx(vector_curve(event, Adjacency.REPLACE)[0])
     assert found[-1] == found[-2] == 5 * worst_case(event, (np.inf,)).bounds[0]
+
+
+def test_nearly_no_extension_overflows_nothing() -> None:
+    for clients in (1, 3, 40):
+        event = Rqm(levels=8, keep=0.95, extension=2.0**-20, clients=clients, dimension=3, l2_clip=0.5)
+        found = vector_curve(event, Adjacency.REPLACE)
+        assert np.isfinite(found).all()
+        assert (found > 0).all()
+        assert (found <= 3 * worst_case(event, CURVE_ORDERS).bounds).all()
 
 
 def test_a_level_next_to_the_clip_does_no_harm() -> None:
