@@ -9,10 +9,10 @@ import sys
 from typing import NoReturn
 
 from fedcore.cli import new_app, run_app
-from fedserver.cli import catalogue, costs, exporting, jobs, members, serving
+from fedserver.cli import catalogue, costs, exporting, jobs, members, privacy, serving
 
 app = new_app("Roundtable's server: trains one set of adapter weights across clients that keep their data.")
-for room in (serving, jobs, exporting, members, catalogue, costs):
+for room in (serving, jobs, exporting, members, catalogue, costs, privacy):
     room.register(app)
 
 

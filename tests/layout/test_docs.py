@@ -49,6 +49,7 @@ ROOMS = (
     "fedclient/tasks",
     "fedclient/tasks/hf",
     "fedcore",
+    "fedprivacy",
     "fedserver",
     "fedserver/rounds",
     "fedserver/rpc",

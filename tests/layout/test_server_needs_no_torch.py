@@ -21,7 +21,7 @@ class Refuse:
             raise ModuleNotFoundError(f"{name} belongs to an extra", name=name)
 
 sys.meta_path.insert(0, Refuse())
-for name in ("fedcore", "fedcodec", "fedagg", "fedproto", "fedserver"):
+for name in ("fedcore", "fedcodec", "fedagg", "fedprivacy", "fedproto", "fedserver"):
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, f"{name}."):
         if not module.name.endswith(".__main__"):

@@ -1,0 +1,1 @@
+"""Differential privacy: what was released, what that costs, and what a budget allows."""
