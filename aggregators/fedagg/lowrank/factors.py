@@ -204,14 +204,3 @@ def zero_pad(part: Factors, rank: int) -> Factors:
     if more < 0:
         raise InvalidInput(f"padded rank {rank}: at least {part.rank}, the rank there is")
     return Factors(np.pad(part.b_mr, ((0, 0), (0, more))), np.pad(part.a_rn, ((0, more), (0, 0))), part.scale)
-
-
-def truncate(part: Factors, rank: int) -> Factors:
-    """Return the leading `rank` columns of B and rows of A.
-
-    Raises:
-        InvalidInput: `rank` is below 1 or above the rank there is.
-    """
-    if not 1 <= rank <= part.rank:
-        raise InvalidInput(f"truncated rank {rank}: from 1 to {part.rank}, the rank there is")
-    return Factors(part.b_mr[:, :rank].copy(), part.a_rn[:rank].copy(), part.scale)

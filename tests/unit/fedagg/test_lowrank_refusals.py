@@ -12,16 +12,10 @@ import pytest
 from fedagg.lowrank import (
     Factors,
     Matrix,
-    add_gradients,
-    add_votes,
     combine,
-    digest,
     mean_of_factors,
-    mean_of_moving,
-    mean_of_squares,
     norm_weights,
     padded_mean,
-    pruned_rank,
     randomised_svd,
     recompress,
     redistribute,
@@ -29,8 +23,6 @@ from fedagg.lowrank import (
     residual,
     stack,
     start,
-    tail_penalty,
-    truncate,
     truncated_svd,
     zero_pad,
 )
@@ -41,7 +33,6 @@ Method = Callable[[Sequence[Factors], Sequence[float]], object]
 
 METHODS: dict[str, Method] = {
     "fedit": mean_of_factors,
-    "ffa-lora": lambda clients, weights: mean_of_moving(clients, weights, "A"),
     "flora": stack,
     "fedex": residual,
     "flexlora": lambda clients, weights: redistribute(clients, weights, [(1, 1.0)]),
@@ -145,26 +136,15 @@ def test_hetlora_of_updates_that_are_all_0_has_no_weights() -> None:
         padded_mean(still, norm_weights(still))
 
 
-@pytest.mark.parametrize("frozen", ["A", "B"])
-def test_a_frozen_factor_that_is_not_common_is_refused(frozen: Any) -> None:
-    with pytest.raises(InvalidInput, match=f"different frozen {frozen}: the same bits"):
-        mean_of_moving(crowd(6, 4, 5, [2, 2]), [1, 1], frozen)
-
-
 @pytest.mark.parametrize(
     ("call", "text"),
     [
         (lambda part: zero_pad(part, 1), "padded rank 1: at least 2, the rank there is"),
         (lambda part: zero_pad(part, 5), "padded rank 5: from 1 to 4"),
-        (lambda part: truncate(part, 3), "truncated rank 3: from 1 to 2"),
-        (lambda part: truncate(part, 0), "truncated rank 0: from 1 to 2"),
         (lambda part: recompress(part, 1.0), "tolerance 1.0: from 0 to below 1"),
         (lambda part: recompress(part, -0.1), "tolerance -0.1"),
         (lambda part: recompress(part, math.nan), "tolerance nan"),
         (lambda part: recompress(part, norm=-1.0), "norm -1.0: at least 0 and finite"),
-        (lambda part: tail_penalty(part, 1.0), "gamma 1.0: above 0 and below 1"),
-        (lambda part: tail_penalty(part, 0.0), "gamma 0.0"),
-        (lambda part: pruned_rank(part, truncate(part, 1), 0.5), "rank 2 of .4, 5. before training, 1 of"),
         (lambda part: refined_mean([part], [1], -1.0), "penalty -1.0: at least 0"),
         (lambda part: refined_mean([part], [1], math.inf), "penalty inf"),
         (lambda part: redistribute([part], [1], [(5, 1.0)]), "receiver's rank 5: from 1 to 4"),
@@ -186,23 +166,6 @@ def test_a_result_beyond_float32_is_refused() -> None:
     huge = Factors(ones(4, 2) * np.float32(3e38), ones(2, 5) * np.float32(3e38))
     with pytest.raises(InvalidInput, match=r"B has -?inf"):
         recompress(huge)
-
-
-@pytest.mark.parametrize(
-    ("squares", "rank", "over", "text"),
-    [
-        ([ones(2, 3)], 4, "all", "client 0: R of 2 × 3: square, and of rank 1 to 4"),
-        ([ones(2, 2), ones(5, 5)], 4, "all", "client 1: R of 5 × 5"),
-        ([ones(0, 0)], 4, "all", "client 0: R of 0 × 0"),
-        ([ones(4)], 4, "all", "client 0: R of float32 and shape 4: a float32 matrix"),
-        ([ones(2, 2) * np.float32(np.nan)], 4, "all", "client 0: R has nan in row 0, column 0"),
-        ([ones(2, 2)], 4, "most", "mean over 'most': 'all' or 'contributors'"),
-        ([], 4, "all", "0 weights for 0 clients"),
-    ],
-)
-def test_squares_that_do_not_fit_are_refused(squares: list[Matrix], rank: int, over: Any, text: str) -> None:
-    with pytest.raises(InvalidInput, match=text):
-        mean_of_squares(squares, [1.0] * len(squares), rank, over)
 
 
 @pytest.mark.parametrize(
@@ -229,23 +192,11 @@ def test_a_start_without_a_basis_is_refused(total: Any, rank: int, eta0: float, 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: add_gradients([]), "gradients of 0 clients"),
-        (lambda: add_gradients([ones(2, 3), ones(3, 2)]), "gradient of client 1 is 3 × 2, that of client 0 2 × 3"),
-        (lambda: add_gradients([ones(2, 3), ones(1, 3)]), "gradient of client 1 is 1 × 3"),
-        (lambda: add_gradients([ones(2, 3) * np.float32(np.inf)]), "gradient of client 0 has inf in row 0"),
-        (lambda: add_votes([]), "votes of 0 clients"),
-        (lambda: add_votes([np.full((2, 2), 2, np.int8)]), "vote of client 0, int8 of 2 × 2: .* −1, 0 and 1"),
-        (lambda: add_votes([np.full((2, 2), -128, np.int8)]), "vote of client 0"),
-        (lambda: add_votes([np.ones((2, 2), np.int8), np.ones((1, 2), np.int8)]), "vote of client 1 is 1 × 2"),
-        (lambda: add_votes([np.ones((2, 2))]), "vote of client 0, float64"),  # type: ignore[list-item]
-        (lambda: digest({}), "digest of 0 tensors"),
-        (lambda: digest({"q.B": ones(3)}), "q.B of float32 and shape 3: a float32 matrix"),
-        (lambda: digest({"q.B": ones(3, 3) * np.float32(np.nan)}), "q.B has nan"),
         (lambda: truncated_svd(ones(3, 4), 4), "rank 4: from 1 to 3"),
         (lambda: randomised_svd(ones(3, 4), 0), "rank 0: from 1 to 3"),
         (lambda: randomised_svd(ones(3, 4), 1, oversampling=-1), "oversampling -1, power iterations 10: at least 0"),
     ],
 )
-def test_a_start_from_what_does_not_fit_is_refused(call: Callable[[], object], text: str) -> None:
+def test_a_decomposition_of_what_does_not_fit_is_refused(call: Callable[[], object], text: str) -> None:
     with pytest.raises(InvalidInput, match=text):
         call()
