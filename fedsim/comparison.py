@@ -68,7 +68,7 @@ def load_jobs(paths: Sequence[Path], num_seeds: int = 1) -> list[Job]:
 
 def table(runs: Sequence[Run]) -> list[str]:
     """Return a heading and a line for each job: means over its runs, and the range of accuracy and loss."""
-    rows = [("job", "rounds", "accuracy", "loss", "up, last round", "up", "down", "raw : up", "error")]
+    rows = [("job", "rounds", "accuracy", "loss", "up, a round", "up", "down", "raw : up", "error")]
     for job, group in _by_job(runs).items():
         of = [run.summary for run in group]
         errors = [summary.relative_error for summary in of if summary.relative_error is not None]

@@ -29,7 +29,7 @@ class Summary:
         pooled_accuracy: with the adapter trained on all data in one place; None if that was not measured.
         base_loss, final_loss, pooled_loss: of the same three, the task's loss.
         uplink_bytes: all updates with headers and signatures, as sent.
-        round_uplink_bytes: of these, what came in the last round.
+        round_uplink_bytes: of these, what the cheapest round took.
         downlink_bytes: all downloads.
         raw_uplink_bytes: what the values of all updates would take as float32, without any header.
         ratio: `raw_uplink_bytes` / `uplink_bytes`.
@@ -92,7 +92,7 @@ def summarise(
         rounds=history[-1]["version"],
         clients=num_clients,
         uplink_bytes=uplink_bytes,
-        round_uplink_bytes=history[-1]["uplink_bytes"],
+        round_uplink_bytes=min(row["uplink_bytes"] for row in history[1:]),
         downlink_bytes=downlink_bytes,
         raw_uplink_bytes=raw_uplink_bytes,
         ratio=raw_uplink_bytes / uplink_bytes,

@@ -52,9 +52,9 @@ def test_bytes_are_summed_and_compared_with_what_values_take_raw() -> None:
     assert summary.relative_error == pytest.approx(0.8)
 
 
-def test_the_last_round_is_told_apart_from_a_first_one_that_takes_more() -> None:
-    rows = history([0.2, 0.5, 0.6], up=10)
-    rows[1]["uplink_bytes"] = 900
+def test_what_a_round_takes_is_told_apart_from_version_0_and_rounds_that_take_more() -> None:
+    rows = history([0.2, 0.5, 0.6, 0.7], up=10)
+    rows[0]["uplink_bytes"], rows[1]["uplink_bytes"], rows[3]["uplink_bytes"] = 5, 900, 11
     assert run("one", rows).summary.round_uplink_bytes == 10
 
 
@@ -91,7 +91,7 @@ def test_the_table_has_a_line_for_each_job_with_means_over_its_seeds() -> None:
     )
     cells = [line.split("  ") for line in lines]
     assert [[cell.strip() for cell in row if cell] for row in cells] == [
-        ["job", "rounds", "accuracy", "loss", "up, last round", "up", "down", "raw : up", "error"],
+        ["job", "rounds", "accuracy", "loss", "up, a round", "up", "down", "raw : up", "error"],
         ["one", "1", "50.0%", "5", "1 kB", "2 kB", "200 B", "0.5", "0"],
         ["two", "1", "55.0% (50.0% to 60.0%)", "4.5 (4 to 5)", "200 B", "1.2 kB", "200 B", "0.839", "0.6"],
     ]
