@@ -80,7 +80,7 @@ def run(
     else:
         for key, value in summary.as_json().items():
             shown = value if not isinstance(value, float) else f"{value:.1%}" if "accuracy" in key else f"{value:.3g}"
-            typer.echo(f"{key:<18}{shown}")
+            typer.echo(f"{key:<20}{shown}")
 
 
 @app.command()
@@ -101,7 +101,7 @@ def compare(
     log_format: LogFormatOption = "auto",
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """Run jobs one after another, each as `fedsim run --no-pooled` does, and compare accuracy, bytes and error.
+    """Run jobs one after another, each as `fedsim run --no-pooled` does, and compare accuracy, loss, bytes and error.
 
     A job that fails does not keep the others from being compared.
     """

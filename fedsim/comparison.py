@@ -67,8 +67,8 @@ def load_jobs(paths: Sequence[Path], num_seeds: int = 1) -> list[Job]:
 
 
 def table(runs: Sequence[Run]) -> list[str]:
-    """Return a heading and a line for each job: means over its runs, and of the accuracy the least and the greatest."""
-    rows = [("job", "rounds", "accuracy", "up", "down", "raw : up", "error")]
+    """Return a heading and a line for each job: means over its runs, and the range of accuracy and loss."""
+    rows = [("job", "rounds", "accuracy", "loss", "up, a round", "up", "down", "raw : up", "error")]
     for job, group in _by_job(runs).items():
         of = [run.summary for run in group]
         errors = [summary.relative_error for summary in of if summary.relative_error is not None]
@@ -76,7 +76,9 @@ def table(runs: Sequence[Run]) -> list[str]:
             (
                 job,
                 str(of[0].rounds),
-                _accuracy_text([summary.final_accuracy for summary in of if summary.final_accuracy is not None]),
+                _spread_text([summary.final_accuracy for summary in of], ".1%"),
+                _spread_text([summary.final_loss for summary in of], ".4g"),
+                size_text(round(fmean(summary.round_uplink_bytes for summary in of))),
                 size_text(round(fmean(summary.uplink_bytes for summary in of))),
                 size_text(round(fmean(summary.downlink_bytes for summary in of))),
                 f"{fmean(summary.ratio for summary in of):.3g}",
@@ -145,8 +147,9 @@ def _by_job(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return found
 
 
-def _accuracy_text(values: Sequence[float]) -> str:
+def _spread_text(measured: Sequence[float | None], form: str) -> str:
+    values = [value for value in measured if value is not None]
     if not values:
         return "-"
-    mean = f"{fmean(values):.1%}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1%} to {max(values):.1%})"
+    mean = format(fmean(values), form)
+    return mean if len(values) == 1 else f"{mean} ({min(values):{form}} to {max(values):{form}})"

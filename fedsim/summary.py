@@ -22,12 +22,14 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Summary:
-    """See docs/simulator.md for each key. Accuracies are None for a task that does not measure accuracy.
+    """See docs/simulator.md for each key. Accuracies and losses are None for a task that does not measure them.
 
     Attributes:
         base_accuracy: of version 0, on all clients' held-out data.
         pooled_accuracy: with the adapter trained on all data in one place; None if that was not measured.
+        base_loss, final_loss, pooled_loss: of the same three, the task's loss.
         uplink_bytes: all updates with headers and signatures, as sent.
+        round_uplink_bytes: of these, what the cheapest round took.
         downlink_bytes: all downloads.
         raw_uplink_bytes: what the values of all updates would take as float32, without any header.
         ratio: `raw_uplink_bytes` / `uplink_bytes`.
@@ -40,9 +42,13 @@ class Summary:
     base_accuracy: float | None
     final_accuracy: float | None
     pooled_accuracy: float | None
+    base_loss: float | None
+    final_loss: float | None
+    pooled_loss: float | None
     rounds: int
     clients: int
     uplink_bytes: int
+    round_uplink_bytes: int
     downlink_bytes: int
     raw_uplink_bytes: int
     ratio: float
@@ -71,16 +77,22 @@ def summarise(
     """
     # Version 0 is measured by its cohort only; where all data is at hand, on all of it.
     base = history[0]["evaluation"] if bounds is None else bounds.base
+    final = history[-1]["evaluation"]
+    pooled = {} if bounds is None else bounds.pooled
     uplink_bytes, downlink_bytes, raw_uplink_bytes = (
         sum(row[key] for row in history) for key in ("uplink_bytes", "downlink_bytes", "raw_uplink_bytes")
     )
     return Summary(
         base_accuracy=base.get("accuracy"),
-        final_accuracy=history[-1]["evaluation"].get("accuracy"),
-        pooled_accuracy=None if bounds is None else bounds.pooled.get("accuracy"),
+        final_accuracy=final.get("accuracy"),
+        pooled_accuracy=pooled.get("accuracy"),
+        base_loss=base.get("loss"),
+        final_loss=final.get("loss"),
+        pooled_loss=pooled.get("loss"),
         rounds=history[-1]["version"],
         clients=num_clients,
         uplink_bytes=uplink_bytes,
+        round_uplink_bytes=min(row["uplink_bytes"] for row in history[1:]),
         downlink_bytes=downlink_bytes,
         raw_uplink_bytes=raw_uplink_bytes,
         ratio=raw_uplink_bytes / uplink_bytes,

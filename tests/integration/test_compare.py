@@ -35,6 +35,7 @@ max_retries = 0
 KEYS = {
     "job",
     "final_accuracy",
+    "final_loss",
     "uplink_bytes",
     "raw_uplink_bytes",
     "relative_error",

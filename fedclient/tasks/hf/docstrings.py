@@ -2,7 +2,8 @@
 
 `python -m fedclient.tasks.hf.docstrings FOLDER` pre-trains a byte-level Llama on seven of eight modules of the standard
 library and writes `FOLDER/model`; the docstrings of the others go to `FOLDER/held-out.jsonl`, one a line with its
-module, for the jobs in `examples/lm`. That takes two to three minutes of one core.
+module, for the jobs in `examples/lm`. That takes two to three minutes of one core. With `--wide` it is the
+model and text of `examples/lm/wide`, in about six.
 
 The text, and with it the model, follows the version of Python. Nothing is imported to be read.
 
@@ -18,20 +19,64 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
 
 SEED: Final = 7
-STEPS: Final = 1000
 BATCH_SIZE: Final = 16
-LEARNING_RATE: Final = 4e-3
 WINDOW: Final = 128
 """Tokens that the model is trained on at a time."""
 
 MIN_DOCSTRINGS: Final = 8
 """Of a module; one with fewer is left out."""
+
+
+class Recipe(NamedTuple):
+    """A model, its pre-training, and how much is held out.
+
+    Attributes:
+        sizes: keys of `LlamaConfig`.
+        steps: of pre-training.
+        learning_rate: its greatest.
+        docstrings: that are kept of a held-out module, the first ones; None for all.
+    """
+
+    sizes: Mapping[str, int]
+    steps: int
+    learning_rate: float
+    docstrings: int | None
+
+
+NARROW: Final = Recipe(
+    {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    steps=1000,
+    learning_rate=4e-3,
+    docstrings=None,
+)
+"""0.5 million parameters."""
+
+WIDE: Final = Recipe(
+    {
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
+    steps=500,
+    learning_rate=2e-3,
+    docstrings=24,
+)
+"""2.6 million parameters, in matrices four times as wide and a single layer."""
+
 _LEFT_OUT: Final = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
 
@@ -51,21 +96,17 @@ def byte_tokenizer() -> Any:
 
 
 def make_model(seed: int = SEED, **sizes: int) -> Any:
-    """Return a Llama of about 0.5 million parameters with fresh weights.
+    """Return a Llama with fresh weights.
 
     Args:
         seed: of the weights.
-        sizes: keys of `LlamaConfig` in place of ours.
+        sizes: keys of `LlamaConfig` in place of those of `NARROW`.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     ours: dict[str, Any] = {
+        **NARROW.sizes,
         "vocab_size": 258,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "max_position_embeddings": 256,
         "pad_token_id": 0,
         "bos_token_id": None,
@@ -96,14 +137,16 @@ def divide(texts: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], dict[s
     )
 
 
-def pretrain(model: Any, tokenizer: Any, texts: Mapping[str, list[str]], steps: int = STEPS) -> list[float]:
+def pretrain(
+    model: Any, tokenizer: Any, texts: Mapping[str, list[str]], steps: int, learning_rate: float
+) -> list[float]:
     """Train `model` in place on random windows of all `texts`; return the loss of each step."""
     end = [tokenizer.eos_token_id]
     ids = [token for own in texts.values() for text in own for token in tokenizer(text)["input_ids"] + end]
     stream = torch.tensor(ids)
     generator = torch.Generator().manual_seed(SEED)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     losses: list[float] = []
     model.train()
     for _ in range(steps):
@@ -139,13 +182,16 @@ def main() -> None:
     """Make model and text."""
     parser = argparse.ArgumentParser(description="Make a small language model and text for it.")
     parser.add_argument("folder", type=Path, help="where to write them")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of pre-training (default: %(default)s)")
+    parser.add_argument("--wide", action="store_true", help="one layer of 512 in place of three of 128, and less text")
+    parser.add_argument("--steps", type=int, help="of pre-training (default: 1000, with --wide 500)")
     options = parser.parse_args()
     folder: Path = options.folder
     torch.set_num_threads(1)
+    recipe = WIDE if options.wide else NARROW
     seen, held_out = divide(docstrings())
-    tokenizer, model = byte_tokenizer(), make_model()
-    losses = pretrain(model, tokenizer, seen, options.steps)
+    held_out = {module: own[: recipe.docstrings] for module, own in held_out.items()}
+    tokenizer, model = byte_tokenizer(), make_model(**recipe.sizes)
+    losses = pretrain(model, tokenizer, seen, options.steps or recipe.steps, recipe.learning_rate)
     save(folder / "model", model, tokenizer)
     write_rows(folder / "held-out.jsonl", held_out)
     sys.stdout.write(

@@ -13,7 +13,7 @@ from fedcore.errors import InvalidInput, JobFileError
 from fedcore.jobfile import Job
 from fedserver.export import Exported
 from fedsim.comparison import Run, curve, load_jobs, plot_png, table, write_plot
-from fedsim.summary import summarise
+from fedsim.summary import Bounds, summarise
 from tests.support.exports import make_job
 
 FEDZIP = make_job(compression={"preset": "fedzip"})
@@ -28,7 +28,7 @@ def history(accuracies: Sequence[float], *, up: int = 100, errors: Sequence[floa
         traffic = (up, 200, 1000) if version else (1000, 0, 0)
         named = dict(zip(("uplink_bytes", "downlink_bytes", "raw_uplink_bytes"), traffic, strict=True))
         error = dict(enumerate(errors, 1)).get(version)
-        evaluation = {"accuracy": accuracy, "num_examples": 10.0}
+        evaluation = {"accuracy": accuracy, "loss": 10 * (1 - accuracy), "num_examples": 10.0}
         rows.append({"version": version, "sha256": "ab", "encoding_error": error, "evaluation": evaluation, **named})
     return rows
 
@@ -50,6 +50,21 @@ def test_bytes_are_summed_and_compared_with_what_values_take_raw() -> None:
     assert (summary.uplink_bytes, summary.downlink_bytes, summary.raw_uplink_bytes) == (1500, 400, 2000)
     assert summary.ratio == 2000 / 1500
     assert summary.relative_error == pytest.approx(0.8)
+
+
+def test_what_a_round_takes_is_told_apart_from_version_0_and_rounds_that_take_more() -> None:
+    rows = history([0.2, 0.5, 0.6, 0.7], up=10)
+    rows[0]["uplink_bytes"], rows[1]["uplink_bytes"], rows[3]["uplink_bytes"] = 5, 900, 11
+    assert run("one", rows).summary.round_uplink_bytes == 10
+
+
+def test_losses_are_those_of_the_first_and_the_last_version_and_of_the_bounds() -> None:
+    rows = history([0.2, 0.5, 0.6])
+    one = run("one", rows).summary
+    assert [one.base_loss, one.final_loss] == pytest.approx([8, 4])
+    assert one.pooled_loss is None
+    bounded = summarise(FEDZIP, rows, 5, Bounds({"loss": 9.0}, {"loss": 3.0}), EXPORTED)
+    assert [bounded.base_loss, bounded.final_loss, bounded.pooled_loss] == pytest.approx([9, 4, 3])
 
 
 def test_versions_of_which_no_client_says_what_was_lost_do_not_count_as_exact() -> None:
@@ -77,17 +92,18 @@ def test_the_table_has_a_line_for_each_job_with_means_over_its_seeds() -> None:
     )
     cells = [line.split("  ") for line in lines]
     assert [[cell.strip() for cell in row if cell] for row in cells] == [
-        ["job", "rounds", "accuracy", "up", "down", "raw : up", "error"],
-        ["one", "1", "50.0%", "2 kB", "200 B", "0.5", "0"],
-        ["two", "1", "55.0% (50.0% to 60.0%)", "1.2 kB", "200 B", "0.839", "0.6"],
+        ["job", "rounds", "accuracy", "loss", "up, a round", "up", "down", "raw : up", "error"],
+        ["one", "1", "50.0%", "5", "1 kB", "2 kB", "200 B", "0.5", "0"],
+        ["two", "1", "55.0% (50.0% to 60.0%)", "4.5 (4 to 5)", "200 B", "1.2 kB", "200 B", "0.839", "0.6"],
     ]
 
 
 def test_what_was_not_measured_is_a_dash_in_the_table() -> None:
     rows = history([0.2, 0.5])
     for row in rows:
-        row["evaluation"] = {"loss": 1.0}
-    assert table([run("one", rows, job=HIDING)])[1].split() == ["one", "1", "-", "1.1", "kB", "200", "B", "0.909", "-"]
+        row["evaluation"] = {"perplexity": 2.0}
+    cells = table([run("one", rows, job=HIDING)])[1].split()
+    assert cells == ["one", "1", "-", "-", "100", "B", "1.1", "kB", "200", "B", "0.909", "-"]
 
 
 def test_the_curve_counts_the_bytes_of_both_ways_of_every_version_measured_or_not() -> None:

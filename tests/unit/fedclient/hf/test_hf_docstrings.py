@@ -16,7 +16,9 @@ from fedcore.jobfile import Job, load_job
 from fedserver.rounds.plan import make_plan
 from fedsim.simulation import make_clients, simulate
 
-JOBS = sorted((Path(__file__).parents[4] / "examples" / "lm").glob("*.toml"))
+FOLDER = Path(__file__).parents[4] / "examples" / "lm"
+FOLDERS = (FOLDER, FOLDER / "wide", FOLDER / "one-round")
+JOBS = [path for folder in FOLDERS for path in sorted(folder.glob("*.toml"))]
 TOKENIZER = docstrings.byte_tokenizer()
 
 
@@ -56,7 +58,7 @@ def made(texts: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) 
     torch.set_num_threads(1)
     _, held_out = docstrings.divide(texts)
     model = docstrings.make_model(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
-    losses = docstrings.pretrain(model, TOKENIZER, {"argparse": texts["argparse"]}, 250)
+    losses = docstrings.pretrain(model, TOKENIZER, {"argparse": texts["argparse"]}, 120, 8e-3)
     torch.set_num_threads(threads)
     assert losses[-1] < losses[0] - 1
     docstrings.save(folder / "model", model, TOKENIZER)
@@ -64,7 +66,15 @@ def made(texts: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) 
     return {"model": str(folder / "model"), "path": str(folder / "rows.jsonl"), "held_out": "0.3"}
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("recipe", "millions"), [(docstrings.NARROW, 0.5), (docstrings.WIDE, 2.6)], ids=["narrow", "wide"]
+)
+def test_models_are_as_large_as_is_said(recipe: docstrings.Recipe, millions: float) -> None:
+    model = docstrings.make_model(**recipe.sizes)
+    assert sum(values.numel() for values in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
 def test_each_example_lowers_the_loss_of_the_pre_trained_model(path: Path, made: dict[str, str]) -> None:
     tree = load_job(path).model_dump()
     tree["adapter"]["rank"] = 8  # of the smaller model's matrices
@@ -74,11 +84,12 @@ def test_each_example_lowers_the_loss_of_the_pre_trained_model(path: Path, made:
     torch.set_num_threads(threads)
     first, *_, last = [row["evaluation"] for row in simulated.history]
     assert simulated.version.version == job.job.rounds
-    assert last["loss"] < first["loss"] - 0.05
+    assert last["loss"] < first["loss"] - 0.03
     assert last["perplexity"] < first["perplexity"]
 
 
-def test_the_examples_train_alike_and_a_start_from_gradients_takes_a_round_more() -> None:
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_examples_train_alike_and_a_start_from_gradients_takes_a_round_more(folder: Path) -> None:
     """Methods are compared, so that nothing else may differ."""
 
     def rest(path: Path) -> dict[str, Any]:
@@ -87,6 +98,7 @@ def test_the_examples_train_alike_and_a_start_from_gradients_takes_a_round_more(
         del tree["adapter"], tree["job"]["name"], tree["job"]["description"], tree["training"]["learning_rate"]
         return tree
 
-    assert len(JOBS) >= 3
-    assert all(rest(path) == rest(JOBS[0]) for path in JOBS)
-    assert [make_plan(load_job(path), str(path)).job.job.name for path in JOBS] == [path.stem for path in JOBS]
+    jobs = [path for path in JOBS if path.parent == folder]
+    assert len(jobs) >= 2
+    assert all(rest(path) == rest(jobs[0]) for path in jobs)
+    assert [make_plan(load_job(path), str(path)).job.job.name for path in jobs] == [path.stem for path in jobs]
