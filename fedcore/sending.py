@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from fedcore.adapters import ADAPTER_GROUP, ALTERNATING, LORA_PARAMS
+from fedcore.adapters import ADAPTER_GROUP, ALTERNATING, LORA_PARAMS, FullParams
 from fedcore.errors import InvalidInput
 from fedcore.jobfile import AdapterSection
 from fedcore.layout import BASIS_GROUP, Layout, TensorSpec
@@ -47,6 +47,8 @@ class Sending:
             InvalidInput: a parameter is unknown or out of bounds, or a client's rank is above the rank.
         """
         if adapter.name not in LORA_PARAMS:
+            if adapter.name == "full":
+                parse_params(FullParams, adapter.params, "adapter")
             return Sending()
         params = parse_params(LORA_PARAMS[adapter.name], adapter.params, "adapter")
         for pattern, rank in params.ranks.items():

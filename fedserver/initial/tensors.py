@@ -38,6 +38,11 @@ class StoredTensor(NamedTuple):
         """How many values the tensor holds."""
         return math.prod(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes they take."""
+        return self.num_values * _DTYPES[self.dtype][1]
+
 
 class TensorFile:
     """The tensors of a safetensors file.
@@ -71,6 +76,13 @@ class TensorFile:
         self.tensors: Mapping[str, StoredTensor] = {
             name: _stored(name, row, first, len(data)) for name, row in header.items()
         }
+        end = first
+        for name, tensor in sorted(self.tensors.items(), key=lambda item: (item[1].begin, item[1].num_bytes)):
+            if tensor.begin != end:
+                raise InvalidInput(f"tensor {name}: begins at byte {tensor.begin - first}, expected {end - first}")
+            end += tensor.num_bytes
+        if end != len(data):
+            raise InvalidInput(f"not a safetensors file: {len(data) - end} bytes follow the last tensor")
 
     def values(self, name: str, start: int, stop: int) -> Vector:
         """Return a tensor's values from index `start` to before `stop`, row by row, as float32; wide ones rounded."""

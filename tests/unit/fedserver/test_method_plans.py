@@ -95,3 +95,7 @@ def test_ranks_may_differ_where_that_means_something(method: str) -> None:
         assert "adapter.ranks: " in refused(job={"method": method}, adapter=ranks)
     elif method != "full":
         assert plan_of(job={"method": method}, adapter=ranks).sending.rank_of("small-1") == 2
+
+
+def test_a_key_that_full_training_does_not_have_is_refused_before_clients_hear_of_it() -> None:
+    assert "adapter.rank: unknown key" in refused(adapter={"name": "full", "rank": 4})
