@@ -7,14 +7,12 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from fedcore.errors import InvalidInput
 from fedcore.jobfile import Job
+from fedserver.export.base import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from fedserver.initial.adapter import MAX_ADAPTER_BYTES, MAX_CONFIG_BYTES, GivenAdapter, check_adapter
-
-CONFIG_FILE: Final = "adapter_config.json"
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
 
 
 class OpenAdapter(NamedTuple):
@@ -31,8 +29,8 @@ def open_adapter(folder: Path, job: Job) -> Iterator[OpenAdapter]:
     Raises:
         InvalidInput: the folder holds no PEFT adapter, or one that the job cannot start from.
     """
-    config = folder / CONFIG_FILE
-    weights = folder / WEIGHTS_FILE
+    config = folder / ADAPTER_CONFIG_FILE
+    weights = folder / ADAPTER_FILE
     try:
         with config.open("rb") as file:
             text = file.read(MAX_CONFIG_BYTES + 1)

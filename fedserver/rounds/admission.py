@@ -73,15 +73,11 @@ def check_header(client: str, header: UpdateHeader, attempt: Attempt, engine: Jo
             f"{header.kind} of version {header.version}, assigned was {attempt.kind} of {attempt.version}",
         )
     layout = layout_for(client, header, attempt, engine)
-    whole = layout_of(header) if attempt.kind is WorkKind.INITIALISE else engine.layout
+    whole = engine.layout
+    if attempt.kind is WorkKind.INITIALISE:
+        whole = layout_of(header)
+        _check_layout(whole, engine)
     assert whole is not None
-    try:
-        if engine.plan.start is not None:
-            gradient_layout(whole)
-        if isinstance(engine.plan.rule, FactorRule):
-            changed_modules(whole)
-    except LayoutError as error:
-        raise UpdateRejected(UpdateResult.WRONG_LAYOUT, str(error)) from error
     if header.layout_digest != whole.digest:
         raise UpdateRejected(
             UpdateResult.WRONG_LAYOUT, f"layout {header.layout_digest[:12]}, the job's is {whole.digest[:12]}"
@@ -109,6 +105,17 @@ def check_header(client: str, header: UpdateHeader, attempt: Attempt, engine: Jo
         )
     if attempt.kind in (WorkKind.GRADIENT, WorkKind.TRAIN) and header.num_examples < 1:
         raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, "num_examples 0, an update needs at least 1")
+
+
+def _check_layout(layout: Layout, engine: JobEngine) -> None:
+    """Check once that the job can work with the layout that it is to have from then on."""
+    try:
+        if engine.plan.start is not None:
+            gradient_layout(layout)
+        if isinstance(engine.plan.rule, FactorRule):
+            changed_modules(layout)
+    except LayoutError as error:
+        raise UpdateRejected(UpdateResult.WRONG_LAYOUT, str(error)) from error
 
 
 def check_frame(client: str, header: UpdateHeader, attempt: Attempt, engine: JobEngine, frame: memoryview) -> None:

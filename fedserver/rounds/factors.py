@@ -47,10 +47,9 @@ class Merger:
         # In one order, so that a server that was killed computes the same bits again.
         clients = sorted(attempt.frames)
         self._weights = [plan.weight_of(attempt.headers[client]) for client in clients]
-        self._sent = [plan.sending.layout(layout, client, attempt.version) for client in clients]
+        sent_by = {client: plan.sending.layout(layout, client, attempt.version) for client in clients}
         self._deltas = [
-            sent.unflatten(_decoded(vault, plan, attempt, client, sent))
-            for client, sent in zip(clients, self._sent, strict=True)
+            sent.unflatten(_decoded(vault, plan, attempt, client, sent)) for client, sent in sent_by.items()
         ]
 
     def write(self, state: VaultWriter, change: VaultWriter) -> None:
