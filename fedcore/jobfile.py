@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from fedcore.errors import InvalidInput, JobFileError
 from fedcore.names import NAME_PATTERN
+from fedcore.privacy import PrivacySection
 from fedcore.validation import problems_of
 
 MAX_JOB_BYTES: Final = 64 * 1024
@@ -217,6 +218,7 @@ class Job(_Section):
     aggregator: AggregatorSection = Field(default_factory=AggregatorSection)
     server_optimizer: ServerOptimizerSection = Field(default_factory=ServerOptimizerSection)
     schedule: ScheduleSection
+    privacy: PrivacySection | None = Field(default=None, description="What is hidden, how, and how much of it.")
 
     def to_json(self) -> bytes:
         """Return the canonical form that is journaled and sent: sorted keys, no spaces, ASCII."""

@@ -65,14 +65,20 @@ def _shown(value: object) -> str:
 
 def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """Return the keys of the model found by following `location` through nested models."""
+    models = [model]
     for part in location:
-        found = model.model_fields.get(str(part))
-        inner = _model_in(found.annotation) if found else None
-        model = model if inner is None else inner
-    return list(model.model_fields)
+        tagged = [each for each in models if _is_tagged(each, part)]
+        found = models[0].model_fields.get(str(part))
+        models = tagged or (_models_in(found.annotation) if found else []) or models
+    return list(models[0].model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+
+
+def _is_tagged(model: type[BaseModel], tag: str | int) -> bool:
+    """Whether this is the member of a union that pydantic's location names by its tag."""
+    return any(tag in get_args(field.annotation) for field in model.model_fields.values())
