@@ -31,6 +31,7 @@ _ADJACENCIES: Final = {
 _TRUSTS: Final = {
     Trust.LOCAL: "local: the server sees what each client sends, and need not be trusted",
     Trust.SECURE_SUM: "secure sum: the server sees only the cohort's sum, and clients count on each other's noise",
+    Trust.DISTRIBUTED: "distributed: each client adds a share of the noise, and who reads single updates is trusted",
     Trust.CENTRAL: "central: who adds the noise sees everything before it, and is trusted",
 }
 
@@ -120,6 +121,8 @@ def not_covered(history: History) -> tuple[str, ...]:
         found.append("what all of a client's examples have in common")
     if history.trust is Trust.CENTRAL:
         found.append("the one who adds the noise, and whoever reads updates on their way there")
+    if history.trust is Trust.DISTRIBUTED:
+        found.append("whoever reads updates before they are summed, and clients who tell their own noise")
     if any(isinstance(each, Gaussian) for each in mechanisms):
         found.append("noise in floating point: the proof is of real numbers")
     if any(isinstance(each, Rqm | Pbm) and each.clients > 1 for each in mechanisms):
