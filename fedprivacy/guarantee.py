@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -68,8 +70,16 @@ class Guarantee:
         """Return plain JSON values; infinity is null, as JSON has none."""
         tree = asdict(self)
         for key in ("epsilon", "epsilon_pld", "epsilon_rdp"):
-            tree[key] = None if tree[key] == float("inf") else tree[key]
+            tree[key] = None if tree[key] == math.inf else tree[key]
         return tree | {"sampling": list(self.sampling), "not_covered": list(self.not_covered)}
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> Guarantee:
+        """Return what `as_json` has given."""
+        numbers = {key: math.inf if tree[key] is None else tree[key] for key in ("epsilon", "epsilon_rdp")}
+        enums = {"unit": Unit(tree["unit"]), "adjacency": Adjacency(tree["adjacency"]), "trust": Trust(tree["trust"])}
+        texts = {key: tuple(tree[key]) for key in ("sampling", "not_covered")}
+        return Guarantee(**{**tree, **numbers, **enums, **texts})
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what people read: name and text."""

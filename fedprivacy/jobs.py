@@ -134,18 +134,19 @@ class Accounting:
             return Release(mechanisms=self._summed(fixed, multiplier, who), sampling=self._drawn(who))
         return Release(mechanisms=(Gaussian(noise_multiplier=multiplier),))
 
-    def planned(self, dimension: int, rounds: int, population: int = 0) -> History:
+    def planned(self, dimension: int, rounds: int, population: int = 0, *, with_start: bool = True) -> History:
         """Return what a client lets out that is in every version, with as few others as a quorum.
 
         Args:
             dimension: values in an update.
             rounds: how many versions after version 0.
             population: clients that secret cohorts are drawn from; fewer than are asked: drawing gains nothing.
+            with_start: whether the first of these rounds is the job's start, if it has one.
         """
         schedule, left = self.job.schedule, rounds
         who = Round(schedule.updates_at_deadline, schedule.clients_to_assign, population)
         history = self.history()
-        if self.section.start is not None and left:
+        if with_start and self.section.start is not None and left:
             history, left = history.then(self.started(who)), left - 1
         if not left:
             return history
@@ -181,7 +182,7 @@ def count_std(section: DpFedAvg, cohort: int) -> float | None:
 
 
 def update_multiplier(multiplier: float, std: float) -> float:
-    """Return the noise multiplier of the updates' sum which, with a count noised by `std`, costs what `multiplier` does.
+    """Return the noise multiplier of a sum which, with a count noised by `std`, costs what `multiplier` does.
 
     Andrew, Thakkar, McMahan, Ramaswamy: Differentially Private Learning with Adaptive Clipping, 2021, theorem 1.
 
@@ -213,8 +214,10 @@ def with_noise(job: Job) -> Job:
         return job.model_copy(update={"privacy": section.model_copy(update={"noise_multiplier": multiplier})})
 
     def history(multiplier: float) -> History:
-        accounting = Accounting.of(with_multiplier(multiplier))
-        assert accounting is not None
-        return accounting.planned(1, job.job.rounds)
+        tried = with_multiplier(multiplier)
+        # A clip that follows the norms costs nothing beside: its count takes a share of the noise.
+        fixed = {} if not isinstance(tried.privacy, DpFedAvg) else {"adaptive": None}
+        assert tried.privacy is not None
+        return Accounting(tried, tried.privacy.model_copy(update=fixed)).planned(1, job.job.rounds)
 
     return with_multiplier(noise_multiplier_for(section.epsilon, section.delta, history))
