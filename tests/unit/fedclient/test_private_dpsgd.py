@@ -24,6 +24,7 @@ from tests.support.private import (
     adapted,
     digits_task,
     draws_of,
+    expected_sum,
     flat,
     kept,
     one_by_one,
@@ -31,25 +32,8 @@ from tests.support.private import (
     points_task,
     run_of,
     seeded,
+    step_of,
 )
-
-ALWAYS: dict[str, Any] = {"sampling": 1.0, "steps": 1, "noise_multiplier": 0.0}
-
-
-def step_of(task: Task, model: AdaptedModel, data: Split, clip: float, batch_size: int = 8, **keys: Any) -> Tensor:
-    """Return what one step of plain SGD of rate 1 subtracted, times what it was divided by: the sum, in float64."""
-    how = {**ALWAYS, **keys}
-    before = flat(model.parameters)
-    with kept(model):
-        run = run_of(batch_size=batch_size, learning_rate=1.0)
-        dpsgd.train(task, model, data, run, draws_of(), clip=clip, **how)
-        after = flat(model.parameters)
-    return (before - after) * len(data) * float(how["sampling"])
-
-
-def expected_sum(examples_ND: Tensor, clip: float) -> Tensor:
-    norms_N = examples_ND.norm(dim=1)
-    return (examples_ND * (clip / norms_N.clamp(min=clip))[:, None]).sum(dim=0)
 
 
 def of_examples(task: Task, model: AdaptedModel, data: Split) -> list[Tensor]:
@@ -429,7 +413,7 @@ def test_nothing_is_left_in_the_model_afterwards() -> None:
         raise KeyboardInterrupt
 
     run = replace(run_of(), tick=stop)
-    how = {**ALWAYS, "steps": 2, "clip": 1.0}
+    how = {"sampling": 1.0, "clip": 1.0, "noise_multiplier": 0.0}
     with pytest.raises(KeyboardInterrupt):
-        dpsgd.train(task, model, data, run, draws_of(), **how)
+        dpsgd.train(task, model, data, run, draws_of(), steps=2, **how)
     assert_bare(model)
