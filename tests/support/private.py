@@ -134,4 +134,5 @@ def step_of(
 def expected_sum(examples_ND: Tensor, clip: float) -> Tensor:
     """Return the sum of what is left of each row when it is clipped."""
     norms_N = torch.linalg.vector_norm(examples_ND, dim=1)
-    return (examples_ND * (clip / norms_N.clamp(min=clip))[:, None]).sum(dim=0)
+    kept_ND: Tensor = examples_ND * (clip / norms_N.clamp(min=clip))[:, None]
+    return kept_ND.sum(dim=0)
