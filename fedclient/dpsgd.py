@@ -1,8 +1,8 @@
 """Training that hides each example: DP-SGD (Abadi et al., Deep Learning with Differential Privacy, 2016).
 
 The number of examples is taken to be known. An example changes what a step adds up by at most `clip`, if its loss does
-not depend on the others of its batch; what breaks that, as far as it can be seen, is refused. Errors go to the operator,
-so they hold no figures of the data.
+not depend on the others of its batch; what breaks that, as far as it can be seen, is refused. Errors go to the
+operator, so they hold no figures of the data.
 
 Shape legend: N examples of this client, B of them in a batch, worked through M at a time.
 """
