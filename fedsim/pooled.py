@@ -48,7 +48,7 @@ def measure(
     training = job.training.model_copy(update={"local_epochs": passes})
     work = Work(
         "pooled",
-        job.model_copy(update={"training": training, "adapter": _adapter(job)}),
+        job.model_copy(update={"training": training, "adapter": _adapter(job), "privacy": None}),
         0,
         "pooled",
         derive_seed(job.job.seed, "pooled"),

@@ -86,7 +86,7 @@ def model_card(what: Exportable, *, form: Format, with_plot: bool) -> str:
         *_section("Figures", _figures(what)),
         *_section("Rounds", _rounds(what, with_plot=with_plot)),
         *_section("How to load it", _loading(what, form)),
-        *(_section("Privacy", table(("", ""), _privacy_rows(what.privacy))) if what.privacy else []),
+        *(_section("Privacy", table(("", ""), _privacy_rows(job, what.privacy))) if what.privacy else []),
         *_section("What is not claimed", [*_no_guarantee(what.privacy), _LIMITS]),
         *_section("How to cite it", [_citation(what)]),
     ]
@@ -121,8 +121,11 @@ def _summary(what: Exportable, form: Format) -> str:
     )
 
 
-def _privacy_rows(privacy: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _privacy_rows(job: Job, privacy: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the guarantee whole, of everything that the job has let out so far, whichever version this is."""
+    if job.privacy is not None:
+        params = job.privacy.model_dump(mode="json", exclude_none=True, exclude={"mechanism", "delta", "epsilon"})
+        yield "mechanism", _plugin(job.privacy.mechanism, params)
     yield from ((name, escaped(text)) for name, text in Guarantee.from_json(privacy["guarantee"]).rows())
     if privacy["epsilon_budget"] is not None:
         yield "budget", f"epsilon {privacy['epsilon_budget']:g}"

@@ -180,3 +180,82 @@ def test_what_cannot_be_is_refused_with_the_reason(
 
 def test_an_unknown_mechanism_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert "dp-fedavg" in refused(capsys, "--mechanism magic", Exit.USAGE)
+
+
+# -- of a job --------------------------------------------------------------------------------------------------------
+
+JOB = """
+[job]
+name = "private"
+rounds = 20
+[task]
+name = "digits"
+[aggregator]
+max_examples = 1
+[schedule]
+cohort = 4
+[privacy]
+delta = 1e-3
+"""
+SGD_KEYS = 'mechanism = "dp-sgd"\nclip = 1.0\nsampling = 0.1\n'
+
+
+def job_file(folder: Path, keys: str) -> Path:
+    path = folder / "job.toml"
+    path.write_text(JOB + keys, encoding="utf-8")
+    return path
+
+
+def test_a_job_file_is_planned_as_its_steps_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = job_file(tmp_path, SGD_KEYS + "noise_multiplier = 1.5\nepsilon = 6.0\n")
+    found = answer(capsys, f"{path} --plot {tmp_path / 'p.png'}")
+    steps = answer(capsys, "--mechanism dp-sgd --noise-multiplier 1.5 --sampling 0.1 --steps 200 --delta 1e-3")
+    assert found["epsilon"] == pytest.approx(steps["epsilon"], rel=1e-9)
+    assert found["guarantee"]["adjacency"] == "zero-out"
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    allowed, budget = found["rounds_within_budget"], found["budget"]
+    within, beyond = (answer(capsys, f"{path} --steps {rounds}")["epsilon"] for rounds in (allowed, allowed + 1))
+    assert within <= budget < beyond
+
+
+def test_what_is_given_replaces_the_files_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = job_file(tmp_path, SGD_KEYS + "noise_multiplier = 1.5\n")
+    solved = answer(capsys, f"{path} --epsilon 2 --delta 1e-4 --steps 5 --sampling 0.2")
+    assert 1.99 < solved["epsilon"] <= 2
+    assert (solved["rounds"], solved["sampling"], solved["delta"]) == (5, 0.2, 1e-4)
+    again = answer(
+        capsys, f"{path} --noise-multiplier {solved['noise_multiplier']} --delta 1e-4 --steps 5 --sampling 0.2"
+    )
+    assert again["epsilon"] == solved["epsilon"]
+    assert "noise multiplier" in shown(capsys, str(path))
+
+
+def test_a_population_makes_secret_cohorts_cheaper(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    keys = 'mechanism = "dp-fedavg"\nclip = 1.0\nnoise_multiplier = 2.0\nsecret_cohort = true\n'
+    path = job_file(tmp_path, keys)
+    alone, many = (answer(capsys, f"{path}{more}") for more in ("", " --population 100"))
+    assert many["epsilon"] < alone["epsilon"] / 3
+    assert "4 of 100 without replacement" in many["guarantee"]["sampling"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("", "give either a job or --mechanism"),
+        ("{path} --mechanism rqm", "give either a job or --mechanism"),
+        ("{path} --orders 2", "--orders does not go with a job"),
+        ("{path} --noise-multiplier 0", "noise_multiplier"),
+        ("nowhere.toml --epsilon 3", "--epsilon goes with a job file, and there is no file 'nowhere.toml'"),
+    ],
+)
+def test_questions_about_jobs_that_cannot_be_answered(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, text: str
+) -> None:
+    path = job_file(tmp_path, SGD_KEYS + "noise_multiplier = 1.5\n")
+    assert text in refused(capsys, arguments.format(path=path))
+
+
+def test_a_job_that_is_not_private_has_no_guarantee(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(JOB.partition("[privacy]")[0], encoding="utf-8")
+    assert "is not private: it has no section [privacy]" in refused(capsys, str(path))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcore.errors import InvalidInput
-from fedserver.cli.phrases import Pace, job_line, phase_text
+from fedserver.cli.phrases import Pace, job_line, phase_text, privacy_text
 from fedserver.cli.text import columns, duration_text, parse_duration, printable, size_text
 from fedserver.cli.toml_text import toml_text
 
@@ -173,3 +173,12 @@ def test_who_has_declined_is_named_while_something_is_missing() -> None:
     assert text.endswith("; ann declined: adapter.targets ['x']: match no linear layer")
     full = {"what": "write", "missing": 0, "clients": []}
     assert "declined" not in phase_text(job(phase="open", waiting_for=full, last_decline=last))
+
+
+def test_what_a_private_job_has_spent_is_said() -> None:
+    privacy = {"epsilon": 1.23456, "delta": 1e-5, "epsilon_at_end": None, "epsilon_budget": None, "unsafe_seed": None}
+    assert privacy_text(job()) == ""
+    assert "; epsilon 1.235 at delta 1e-05, infinity at the end; up" in job_line(job(privacy=privacy), Pace())
+    ended = job(status="finished", privacy={**privacy, "epsilon_budget": 3.0})
+    assert privacy_text(ended) == "epsilon 1.235 at delta 1e-05, of 3"
+    assert "nothing is hidden" in privacy_text(job(privacy={**privacy, "unsafe_seed": 0}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +12,13 @@ import yaml
 from markdown_it import MarkdownIt
 
 from fedcore.layout import Layout
+from fedprivacy.accountant import guarantee
+from fedprivacy.events import Adjacency, Gaussian, History, Release, Unit
+from fedprivacy.guarantee import Guarantee
 from fedserver.export.base import Exportable, Format
 from fedserver.export.card import model_card
+from fedserver.export.markdown import escaped
+from fedserver.rounds.privacy import Spending
 from tests.support.exports import FULL, LORA, make_exportable, make_history, make_job, make_state
 
 PARSER = MarkdownIt("commonmark").enable("table")
@@ -146,6 +153,37 @@ def test_card_of_full_weights_names_no_peft() -> None:
 def test_no_privacy_is_claimed() -> None:
     what, _ = make_exportable(LORA)
     assert "**No privacy guarantee.** The job ran without differential privacy." in card_of(what)
+
+
+PRIVATE = {"mechanism": "dp-fedavg", "clip": 0.5, "noise_multiplier": 2.0, "delta": 1e-5}
+
+
+def private_card(budget: float | None = None, unsafe_seed: int | None = None) -> tuple[str, Guarantee]:
+    release = Release(mechanisms=(Gaussian(noise_multiplier=2.0),), count=7)
+    found = guarantee(History(unit=Unit.CLIENT, adjacency=Adjacency.ZERO_OUT, releases=(release,)), 1e-5)
+    what, _ = make_exportable(LORA, job=make_job(privacy=PRIVATE))
+    spending = Spending(found, 9.0, budget, unsafe_seed)
+    privacy = json.loads(json.dumps(spending.as_json()))
+    return card_of(replace(what, privacy=privacy)), found
+
+
+def test_a_guarantee_is_printed_whole() -> None:
+    card, found = private_card(budget=8.0)
+    rows = table_rows(card, "Privacy")
+    assert [text for name, text in rows if name == "not covered"] == [escaped(text) for text in found.not_covered]
+    shown = dict(rows)
+    assert shown["epsilon"] == escaped(f"{found.epsilon:.4g}")
+    assert shown["mechanism"].startswith("`dp-fedavg` (evaluation = `false`, clip = `0.5`, noise")
+    assert shown["budget"] == "epsilon 8"
+    for name in ("delta", "unit", "adjacency", "trust", "sampling", "accountant", "epsilon (PLD)", "epsilon (RDP)"):
+        assert shown[name]
+    assert "No privacy guarantee" not in card
+
+
+def test_an_unsafe_seed_guarantees_nothing() -> None:
+    card, _ = private_card(unsafe_seed=42)
+    assert dict(table_rows(card, "Privacy"))["unsafe seed"] == "42: **nothing is hidden from who knows it**"
+    assert "**No privacy guarantee.** All draws followed from the seed 42" in card
 
 
 def test_plot_is_shown_if_there_is_one() -> None:
