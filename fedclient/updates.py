@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from fedclient.declining import Declined, declining
 from fedclient.frozen import Frozen
+from fedclient.guard import Guard
 from fedclient.pieces import Pieces
 from fedclient.plans import JobPlan, Plans, check_base
 from fedclient.residuals import Residuals, corrected, encoding_error
@@ -67,20 +68,28 @@ class UpdateMaker:
         federation: the server that updates are for.
         client: this client's name.
         residuals: keeps what encoding leaves out, for jobs with error feedback.
+        guard: refuses work, and notes what is released.
 
     Attributes:
         frozen: what has to be here before `update`.
     """
 
     def __init__(
-        self, worker: Worker, signing_key: Ed25519PrivateKey, federation: str, client: str, residuals: Residuals
+        self,
+        worker: Worker,
+        signing_key: Ed25519PrivateKey,
+        federation: str,
+        client: str,
+        residuals: Residuals,
+        guard: Guard,
     ) -> None:
         self._worker = worker
+        self._guard = guard
         self._residuals = residuals
         self._signing_key = signing_key
         self._federation = federation
         self._client = client
-        self._plans = Plans(worker, client)
+        self._plans = Plans(worker, client, guard)
         self.frozen = Frozen(worker, self._plans)
 
     def initialise(self, assignment: Assignment) -> Update:
@@ -88,10 +97,12 @@ class UpdateMaker:
 
         Raises:
             Declined: the job is not valid, names what is not installed here, asks for another base model, or its code
-                failed.
+                failed; or the policy refuses it.
         """
         with declining():
-            work = self._plans.work(assignment, Job.from_json(assignment.job))
+            job = Job.from_json(assignment.job)
+            self._guard.check(assignment, job)
+            work = self._plans.work(assignment, job)
             layout, values_D = self._worker.initialise(work)
             base_digest = self._worker.base_digest(work)
             check_base(assignment, base_digest)
@@ -103,6 +114,7 @@ class UpdateMaker:
 
         Raises:
             Declined: as for `initialise`, or this client computes another layout than the server has.
+            StorageFailed: the privacy ledger cannot be opened.
         """
         with declining():
             plan = self._plans.of(assignment)
@@ -120,7 +132,8 @@ class UpdateMaker:
         Raises:
             Declined: as for `max_frame_bytes`, or the frame is malformed, or the task's code failed.
             Stopped: `stop` was set.
-            StorageFailed: what encoding left out cannot be kept, and would be lost.
+            StorageFailed: what encoding left out cannot be kept, and would be lost; or the update cannot be noted in
+                the privacy ledger.
         """
         with declining():
             plan = self._plans.of(assignment)
@@ -134,6 +147,7 @@ class UpdateMaker:
                 return self._sign(assignment, plan.layout, Pieces(), evaluation=measured)
             trained = self._worker.train(work, base_D, progress=progress, stop=stop)
             encoded = self._encode(assignment, plan, trained.delta_D)
+            self._guard.charge(assignment, plan.job, self._plans.dimension(assignment, plan))
             return self._sign(
                 assignment,
                 plan.layout,
@@ -159,6 +173,7 @@ class UpdateMaker:
         sizes = gradient_layout(plan.layout).sizes
         frame = Pieces(*build_pipeline([params.gradient_codec]).parts(found.values, rng, sizes))
         measured = self._worker.evaluate(work, base_D)
+        self._guard.charge(assignment, plan.job, self._plans.dimension(assignment, plan))
         return self._sign(assignment, plan.layout, frame, num_examples=found.num_examples, evaluation=measured)
 
     def _encode(self, assignment: Assignment, plan: JobPlan, delta_D: Vector) -> Encoded:
