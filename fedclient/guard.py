@@ -8,6 +8,7 @@ Shape legend: D values in an update.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ _MAX_LOSSES: Final = 16
 _WORTH: Final = 4.0
 """How far above a limit Rényi divergences may be for loss distributions to be tried."""
 _RELEASING: Final = (WorkKind.TRAIN, WorkKind.GRADIENT)
+_log: Final = logging.getLogger(__name__)
 
 
 class Guard:
@@ -115,6 +117,7 @@ class Guard:
         with self._ledger.locked() as accounts:
             self._check_limits(accounts, assignment.job_id, job, released)
             self._ledger.append(entry)
+        _log.debug("release noted", extra={"job": assignment.job_id, "version": assignment.version})
 
     def _check_limits(self, accounts: Accounts, job_id: str, job: Job, released: History | None) -> None:
         name, limits = f"job {job.job.name!r}", self._limits
