@@ -191,6 +191,23 @@ def test_a_full_disk_stops_the_release_and_goes_by(
         assert found.read().in_all().updates == len(ENTRIES) + 1 + may_count_more
 
 
+def test_line_head_and_names_are_on_disk_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    put(FileLedger(tmp_path), entry(0))
+    folder, head = tmp_path.name, synced[2]
+    assert head.startswith(f".{HEAD_FILE}.")
+    assert synced == [folder, LEDGER_FILE, head, folder]
+    put(FileLedger(tmp_path), entry(1))
+    assert synced[4] == LEDGER_FILE
+
+
 def append_many(folder: Path, job: int, num: int) -> None:
     ledger = FileLedger(folder)
     for number in range(num):

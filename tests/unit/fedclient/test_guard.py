@@ -29,7 +29,7 @@ from fedcore.jobfile import Job, parse_job
 from fedcore.layout import Layout, Vector
 from fedcore.messages import Assignment, WorkKind
 from fedcore.rng import stream
-from fedprivacy.accountant import epsilon_rdp
+from fedprivacy.accountant import epsilon_pld, epsilon_rdp
 from fedprivacy.events import Adjacency, ClipCount, Everyone, Gaussian, History, Release, Rqm, Trust, Unit
 from tests.support.workers import PlainWorker
 
@@ -340,13 +340,17 @@ def test_what_cannot_be_accounted_for_is_declined_with_and_without_a_policy(
     ],
 )
 def test_jobs_at_the_bounds_are_taken_or_declined(privacy: dict[str, Any]) -> None:
-    """Loss distributions of a billion steps took minutes: this test then does."""
     for limit in (0.001, 1.0, 100.0):
         guard = guard_with(epsilon_per_job=limit, epsilon_in_all=limit)
         try:
             check(guard, job_with(privacy))
         except Declined as error:
             assert "would bring epsilon to " in str(error)  # noqa: PT017
+
+
+def test_loss_distributions_of_a_billion_sampled_steps_are_not_tried() -> None:
+    """They take minutes."""
+    assert epsilon_pld(spent(job_with({**SGD, "noise_multiplier": 3.0, "sampling": 1e-9})), DELTA) is None
 
 
 # -- in the work -----------------------------------------------------------------------------------------------------
