@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedclient.guard import Guard
 from fedclient.identity import ClientIdentity
+from fedclient.ledger import MemoryLedger
 from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
 from fedclient.trainer import Evaluation, Gradient, Trained, Work
@@ -122,6 +124,7 @@ async def main(folders: list[Path], connect: Callable[[ClientIdentity, Clock], G
                     executor=executor,
                     rng=np.random.default_rng(),
                     residuals=MemoryResiduals(),
+                    guard=Guard(MemoryLedger()),
                 )
             )
         await asyncio.gather(*(runner.run() for runner in runners))

@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedclient.basedigest import base_digest
-from fedclient.daemon import ClientSettings, load_identity, make_worker
+from fedclient.daemon import ClientSettings, load_guard, load_identity, make_worker, own_policy
 from fedclient.identity import ClientIdentity
+from fedclient.ledger import FileLedger
+from fedclient.policy import Policy
 from fedcore.clock import Clock
 from fedcore.errors import Exit, FedError
 from fedcore.jobfile import load_job
@@ -26,7 +28,7 @@ class Finding:
 
 
 async def check_client(settings: ClientSettings, clock: Clock) -> list[Finding]:
-    """Look at identity, device and server, in this order; the server only if the identity is valid."""
+    """Look at identity, device, policy and ledger, and server, in this order; the server if the identity is valid."""
     findings: list[Finding] = []
     identity: ClientIdentity | None = None
     try:
@@ -42,6 +44,7 @@ async def check_client(settings: ClientSettings, clock: Clock) -> list[Finding]:
         findings.append(Finding("device", worker.device_description))
     except FedError as error:
         findings.append(Finding("device", str(error), error.exit_code))
+    findings += _check_privacy(settings, clock)
     if identity is not None:
         findings.append(await _check_server(settings, identity, clock))
     return findings
@@ -63,6 +66,19 @@ def base_of(path: Path, settings: ClientSettings) -> str | None:
     for file in settings.task_files:
         load_task_file(file)
     return worker.base_digest(Work(path.name, job, 0, "", 0))
+
+
+def _check_privacy(settings: ClientSettings, clock: Clock) -> list[Finding]:
+    """Look at policy and ledger, where there is anything to look at."""
+    try:
+        load_guard(settings, clock)
+        policy, accounts = own_policy(settings), FileLedger(settings.folder).read()
+    except FedError as error:
+        return [Finding("privacy", str(error), error.exit_code)]
+    if policy == Policy() and not accounts.jobs:
+        return []
+    rules = "no policy" if policy == Policy() else f"policy for {'all' if policy.privacy is None else 'private'} jobs"
+    return [Finding("privacy", f"{rules}; ledger of {accounts.in_all().updates} updates in {len(accounts.jobs)} jobs")]
 
 
 async def _check_server(settings: ClientSettings, identity: ClientIdentity, clock: Clock) -> Finding:

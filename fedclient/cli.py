@@ -39,6 +39,12 @@ ServerOption = Annotated[
     str | None,
     typer.Option("--server", metavar="HOST:PORT", help="Dial this address instead of the one from enrolment."),
 ]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", metavar="FILE", help="What this client accepts; policy.toml in the folder unless told otherwise."
+    ),
+]
 
 
 @app.command()
@@ -81,6 +87,7 @@ def run(
     device: DeviceOption = "auto",
     threads: ThreadsOption = 1,
     server: ServerOption = None,
+    policy: PolicyOption = None,
     log_format: LogFormatOption = "auto",
     log_level: LogLevelOption = "info",
 ) -> int:
@@ -93,7 +100,7 @@ def run(
     from fedclient.daemon import ClientSettings, run_client
 
     logs.configure(log_level, log_format=log_format)
-    settings = ClientSettings(folder, parse_data(data or []), tuple(task_file or ()), device, threads, server)
+    settings = ClientSettings(folder, parse_data(data or []), tuple(task_file or ()), device, threads, server, policy)
     return asyncio.run(run_client(settings))
 
 
@@ -107,7 +114,7 @@ def check(
     log_format: LogFormatOption = "auto",
     log_level: LogLevelOption = "warning",
 ) -> int:
-    """Say whether the identity is valid, the device usable and the server reachable.
+    """Say whether the identity is valid, the device usable, the policy in order and the server reachable.
 
     The exit code is that of the first thing that is wrong.
     """
@@ -128,6 +135,27 @@ def check(
         for finding in findings:
             typer.echo(f"{'ok ' if finding.exit_code is Exit.OK else 'BAD'}  {finding.name:<8}  {finding.text}")
     return next((finding.exit_code for finding in findings if finding.exit_code is not Exit.OK), Exit.OK)
+
+
+@app.command()
+def privacy(
+    folder: FolderOption = DEFAULT_FOLDER,
+    policy: PolicyOption = None,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "auto",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Show what this client has released, what that guarantees, and what its policy still allows."""
+    from fedclient.daemon import ClientSettings, own_policy
+    from fedclient.ledger import FileLedger
+    from fedclient.spending import report
+
+    logs.configure(log_level, log_format=log_format)
+    found = report(FileLedger(folder).read(), own_policy(ClientSettings(folder, policy=policy)))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        typer.echo(found.text())
 
 
 @app.command()

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fedclient.adapters import ADAPTERS
+from fedclient.guard import Guard
 from fedclient.identity import ClientIdentity
+from fedclient.ledger import FileLedger
+from fedclient.policy import Policy, load_policy, policy_in
 from fedclient.residuals import FileResiduals
 from fedclient.tasks import TASKS
 from fedcodec import CODECS
@@ -43,6 +46,7 @@ class ClientSettings:
         device: ``auto`` takes CUDA where there is any.
         threads: CPU threads for computing. More than one may change the last bits of results.
         server: HOST:PORT to dial instead of the one in the identity, such as a tunnel's end.
+        policy: file of the policy; None: the one in the folder, if there is one.
 
     Raises:
         ConfigError: a value is out of bounds.
@@ -55,6 +59,7 @@ class ClientSettings:
     device: str = "auto"
     threads: int = 1
     server: str | None = None
+    policy: Path | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
@@ -74,6 +79,7 @@ async def run_client(settings: ClientSettings) -> Exit:
 
     clock = SystemClock()
     identity = load_identity(settings, clock)
+    guard = load_guard(settings, clock)
     for path in settings.task_files:
         from fedclient.tasks.files import load_task_file
 
@@ -98,6 +104,7 @@ async def run_client(settings: ClientSettings) -> Exit:
             # The jitter must differ between clients; nothing that is computed draws from it.
             rng=np.random.default_rng(),
             residuals=FileResiduals(settings.folder, identity.federation, identity.client),
+            guard=guard,
         )
         signals = _Signals(runner.stop)
         _log.info(
@@ -128,6 +135,28 @@ def load_identity(settings: ClientSettings, clock: Clock) -> ClientIdentity:
     identity = ClientIdentity.load(settings.folder)
     identity.check(clock.wall_s())
     return identity
+
+
+def own_policy(settings: ClientSettings) -> Policy:
+    """Return the policy of the settings' file or folder.
+
+    Raises:
+        ConfigError: it cannot be read, or is wrong.
+    """
+    return policy_in(settings.folder) if settings.policy is None else load_policy(settings.policy)
+
+
+def load_guard(settings: ClientSettings, clock: Clock) -> Guard:
+    """Return what keeps the client's policy and its ledger, after a look at both.
+
+    Raises:
+        ConfigError: the policy cannot be read or is wrong, or it needs dp-accounting, which is not installed.
+        StateUnusable: the ledger is damaged.
+    """
+    ledger = FileLedger(settings.folder)
+    guard = Guard(ledger, own_policy(settings), clock.wall_s)
+    ledger.read()
+    return guard
 
 
 def make_worker(settings: ClientSettings) -> LocalWorker:

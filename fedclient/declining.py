@@ -20,8 +20,12 @@ class Declined(FedError):
 
 
 @contextmanager
-def declining() -> Iterator[None]:
-    """Turn what fails inside into a reason to decline: here the client meets code of its user."""
+def declining(*, tells: bool = True) -> Iterator[None]:
+    """Turn what fails inside into a reason to decline: here the client meets code of its user.
+
+    Args:
+        tells: whether the reason has the text of an error in that code, which may quote the data.
+    """
     try:
         yield
     except (Stopped, Declined, StorageFailed):
@@ -31,4 +35,5 @@ def declining() -> Iterator[None]:
     except (Exception, SystemExit) as error:
         # A task is its owner's code and may fail in any way; the client outlives it and says what happened.
         _log.exception("task failed")
-        raise Declined(f"task failed: {type(error).__name__}: {error}") from error
+        text = f": {error}" if tells else "; its text is in this client's log, for the job is private"
+        raise Declined(f"task failed: {type(error).__name__}{text}") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedclient.declining import Declined
+from fedclient.guard import Guard
 from fedclient.trainer import Work
 from fedclient.worker import Worker
 from fedcodec import Pipeline, build_pipeline
@@ -15,6 +16,8 @@ from fedcore.jobfile import CodecStage, Job
 from fedcore.layout import Layout
 from fedcore.messages import Assignment
 from fedcore.sending import Sending
+from fedprivacy.jobs import Accounting
+from fedprivacy.order import disorder_of
 
 MAX_JOBS: Final = 4
 """Jobs whose models, data and newest frames stay in memory. Nobody tells a client that a job is over."""
@@ -46,10 +49,11 @@ class Plans:
     Args:
         worker: builds and forgets their models.
         client: this client's name.
+        guard: refuses jobs.
     """
 
-    def __init__(self, worker: Worker, client: str) -> None:
-        self._worker, self._client = worker, client
+    def __init__(self, worker: Worker, client: str, guard: Guard) -> None:
+        self._worker, self._client, self._guard = worker, client, guard
         self._plans: OrderedDict[str, JobPlan | None] = OrderedDict()  # None: known, not planned yet
 
     def of(self, assignment: Assignment) -> JobPlan:
@@ -57,11 +61,15 @@ class Plans:
 
         Raises:
             InvalidInput, Declined: the job is not valid, names what is not installed here or is for another base model,
-                or this client computes another layout than the server has.
+                this client computes another layout than the server has, or its owner's policy refuses the work.
+            StateUnusable, StorageFailed: see `Guard.check_budget`.
         """
         plan = self._plans.get(assignment.job_id)
-        if plan is None or plan.spec != assignment.job:
+        if plan is not None and plan.spec == assignment.job:
+            self._guard.check(assignment, plan.job)
+        else:
             job = Job.from_json(assignment.job)
+            self._guard.check(assignment, job)
             if plan is not None:  # another job under this id: its model is not the one that was built
                 self._worker.forget(assignment.job_id)
             work, compression = self.work(assignment, job), job.compression
@@ -71,6 +79,10 @@ class Plans:
             plan = JobPlan(assignment.job, job, layout, Sending.of(job.adapter), *pipelines, basis, base)
             if compression.error_feedback is not None and plan.uplink.traits.private_draws:
                 raise Declined("error feedback would take back what the uplink hides by its draws")
+            if (accounting := Accounting.of(job)) is not None and (
+                disorder := disorder_of(accounting, plan.uplink.stages)
+            ):
+                raise Declined("; ".join(disorder))
             self._plans[assignment.job_id] = plan
         if plan.layout.digest != assignment.layout_digest:
             raise Declined(
@@ -78,7 +90,12 @@ class Plans:
                 "task, adapter or their versions differ"
             )
         check_base(assignment, plan.base_digest)
+        self._guard.check_budget(assignment, plan.job, self.dimension(assignment, plan))
         return plan
+
+    def dimension(self, assignment: Assignment, plan: JobPlan) -> int:
+        """Return how many values this client's update has."""
+        return sum(plan.sending.layout(plan.layout, self._client, assignment.version).sizes)
 
     def put(self, assignment: Assignment, plan: JobPlan) -> None:
         """Replace the plan of the assignment's job."""

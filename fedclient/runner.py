@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedclient.backoff import Backoff, Retry
 from fedclient.declining import Declined
+from fedclient.guard import Guard
 from fedclient.inhand import MAX_IN_HAND, Entry, InHand
 from fedclient.residuals import Residuals
 from fedclient.trainer import Stopped
@@ -52,6 +53,7 @@ class ClientRunner:
         executor: where `worker` computes.
         rng: jitter of the back-off, nothing else.
         residuals: keeps what encoding leaves out, for jobs with error feedback; used as `worker` is.
+        guard: refuses work, and notes what is released; used as `worker` is.
     """
 
     def __init__(
@@ -65,13 +67,14 @@ class ClientRunner:
         executor: Executor,
         rng: np.random.Generator,
         residuals: Residuals,
+        guard: Guard,
     ) -> None:
         self._transport = transport
         self._about = about
         self._clock = clock
         self._executor = executor
         self._rng = rng
-        self._maker = UpdateMaker(worker, signing_key, transport.federation, transport.client, residuals)
+        self._maker = UpdateMaker(worker, signing_key, transport.federation, transport.client, residuals, guard)
         self._frames = Frames(transport)
         self._hand = InHand(clock)
         self._stopping = asyncio.Event()

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from fedclient.declining import Declined, declining
 from fedclient.frozen import Frozen
+from fedclient.guard import Guard
 from fedclient.hiding import draws_of, hidden
 from fedclient.pieces import Pieces
 from fedclient.plans import JobPlan, Plans, check_base
@@ -68,20 +69,28 @@ class UpdateMaker:
         federation: the server that updates are for.
         client: this client's name.
         residuals: keeps what encoding leaves out, for jobs with error feedback.
+        guard: refuses work, and notes what is released.
 
     Attributes:
         frozen: what has to be here before `update`.
     """
 
     def __init__(
-        self, worker: Worker, signing_key: Ed25519PrivateKey, federation: str, client: str, residuals: Residuals
+        self,
+        worker: Worker,
+        signing_key: Ed25519PrivateKey,
+        federation: str,
+        client: str,
+        residuals: Residuals,
+        guard: Guard,
     ) -> None:
         self._worker = worker
+        self._guard = guard
         self._residuals = residuals
         self._signing_key = signing_key
         self._federation = federation
         self._client = client
-        self._plans = Plans(worker, client)
+        self._plans = Plans(worker, client, guard)
         self.frozen = Frozen(worker, self._plans)
 
     def initialise(self, assignment: Assignment) -> Update:
@@ -89,10 +98,12 @@ class UpdateMaker:
 
         Raises:
             Declined: the job is not valid, names what is not installed here, asks for another base model, or its code
-                failed.
+                failed; or the policy refuses it.
         """
         with declining():
-            work = self._plans.work(assignment, Job.from_json(assignment.job))
+            job = Job.from_json(assignment.job)
+            self._guard.check(assignment, job)
+            work = self._plans.work(assignment, job)
             layout, values_D = self._worker.initialise(work)
             base_digest = self._worker.base_digest(work)
             check_base(assignment, base_digest)
@@ -104,6 +115,7 @@ class UpdateMaker:
 
         Raises:
             Declined: as for `initialise`, or this client computes another layout than the server has.
+            StorageFailed: the privacy ledger cannot be opened.
         """
         with declining():
             plan = self._plans.of(assignment)
@@ -121,10 +133,12 @@ class UpdateMaker:
         Raises:
             Declined: as for `max_frame_bytes`, or the frame is malformed, or the task's code failed.
             Stopped: `stop` was set.
-            StorageFailed: what encoding left out cannot be kept, and would be lost.
+            StorageFailed: what encoding left out cannot be kept, and would be lost; or the update cannot be noted in
+                the privacy ledger.
         """
         with declining():
             plan = self._plans.of(assignment)
+        with declining(tells=plan.job.privacy is None):
             work = self._plans.work(assignment, plan.job)
             self.frozen.check(assignment)
             base_D = plan.downlink.decode(frame, plan.layout.moving.sizes)
@@ -136,6 +150,7 @@ class UpdateMaker:
             trained = self._worker.train(work, base_D, draws=draws, progress=progress, stop=stop)
             update = hidden(plan.job, assignment, trained.delta_D, draws)
             encoded = self._encode(assignment, plan, update.delta_D, draws)
+            self._guard.charge(assignment, plan.job, self._plans.dimension(assignment, plan))
             return self._sign(
                 assignment,
                 plan.layout,
@@ -174,6 +189,7 @@ class UpdateMaker:
         frame = Pieces(*build_pipeline([params.gradient_codec]).parts(found.values, rng, sizes))
         told = _told(plan.job, found.num_examples)
         measured = self._measured(plan, work, base_D)
+        self._guard.charge(assignment, plan.job, self._plans.dimension(assignment, plan))
         return self._sign(assignment, plan.layout, frame, num_examples=told, evaluation=measured)
 
     def _encode(self, assignment: Assignment, plan: JobPlan, delta_D: Vector, draws: PrivateDraws | None) -> Encoded:

@@ -47,7 +47,7 @@ def write_private(path: Path, *data: bytes | memoryview) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise StorageFailed(f"cannot write {path}: {error.strerror}") from error
 
@@ -60,7 +60,7 @@ def remove_private(path: Path) -> None:
     """
     try:
         path.unlink(missing_ok=True)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise StorageFailed(f"cannot remove {path}: {error.strerror}") from error
 
@@ -84,7 +84,8 @@ def read_private(path: Path) -> bytes:
     return data
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Make it durable that files of `folder` have come, gone or changed names."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -28,6 +28,8 @@ INTERVAL: Final = 1e-4
 """Step of privacy loss distributions, unless epsilon is above 10: then it grows with epsilon."""
 _MAX_INTERVAL: Final = 0.05
 _MAX_RELEASES: Final = 10**6
+_MAX_SAMPLED: Final = 10**7
+"""Beyond this, composing with itself what is sampled takes minutes."""
 
 
 def epsilon_rdp(history: History, delta: float) -> float:
@@ -161,6 +163,8 @@ def _noise_over_sensitivity(release: Release, adjacency: Adjacency) -> float | N
 
 
 def _has_loss(release: Release) -> bool:
+    if not isinstance(release.sampling, Everyone) and release.count > _MAX_SAMPLED:
+        return False
     values = sum(each.dimension for each in release.mechanisms if isinstance(each, Rqm))
     return release.count * values <= _MAX_RELEASES and not any(
         isinstance(each, Pbm) or (isinstance(each, Rqm) and each.l2_clip is not None) for each in release.mechanisms

@@ -18,6 +18,8 @@ from typing import Any, Final, get_type_hints
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedclient.adapters import ADAPTERS
+from fedclient.guard import Guard
+from fedclient.ledger import MemoryLedger
 from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
 from fedclient.tasks import TASKS
@@ -140,6 +142,7 @@ async def simulate(
                 executor=training,
                 rng=stream(job.job.seed, "jitter", client.name),
                 residuals=MemoryResiduals(),
+                guard=Guard(MemoryLedger()),
             )
             for client in clients
         ]

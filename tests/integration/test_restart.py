@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from fedclient.guard import Guard
 from fedclient.identity import ClientIdentity
+from fedclient.ledger import MemoryLedger
 from fedclient.residuals import MemoryResiduals
 from fedclient.trainer import LocalWorker
 from fedclient.transport.grpc_transport import GrpcTransport
@@ -49,7 +51,12 @@ class Trainer:
         self.identity = identity
         data = {"shard": str(shard), "num_shards": str(NUM_CLIENTS)}
         self._maker = UpdateMaker(
-            LocalWorker(data), identity.signing_key, identity.federation, identity.client, MemoryResiduals()
+            LocalWorker(data),
+            identity.signing_key,
+            identity.federation,
+            identity.client,
+            MemoryResiduals(),
+            Guard(MemoryLedger()),
         )
 
     @asynccontextmanager

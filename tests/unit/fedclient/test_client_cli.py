@@ -133,6 +133,33 @@ def test_check_says_what_is_wrong_with_its_exit_code(
     assert found["identity"]["text"].startswith("c1 in fed, valid until ")
 
 
+def test_check_looks_at_policy_and_ledger(
+    identity: ClientIdentity, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("check", "--folder", str(tmp_path / "id"), "--device", "cpu", "--json")
+    (tmp_path / "id" / "policy.toml").write_text("[privacy]\nepsilon_in_all = 4\n", encoding="utf-8")
+    assert run(*arguments) == Exit.UNREACHABLE
+    found = json.loads(capsys.readouterr().out)["privacy"]
+    assert (found["ok"], found["text"]) == (True, "policy for private jobs; ledger of 0 updates in 0 jobs")
+    (tmp_path / "id" / "policy.toml").write_text("[privacy]\nepsilon = 4\n", encoding="utf-8")
+    assert run(*arguments) == Exit.INVALID
+    assert "privacy.epsilon: unknown key" in json.loads(capsys.readouterr().out)["privacy"]["text"]
+    (tmp_path / "id" / "policy.toml").unlink()
+    (tmp_path / "id" / "privacy-ledger.jsonl").write_text("damaged\n", encoding="utf-8")
+    assert run(*arguments) == Exit.STATE_UNUSABLE
+    assert run("run", "--folder", str(tmp_path / "id")) == Exit.STATE_UNUSABLE
+    assert "is not what was written there" in capsys.readouterr().err
+
+
+def test_a_policy_that_is_named_must_be_there_and_be_one(
+    identity: ClientIdentity, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "strict.toml").write_text("privacy = 1\ntask = 2\n", encoding="utf-8")
+    for name, text in (("missing.toml", "missing.toml is missing"), ("strict.toml", "did you mean 'tasks'?")):
+        assert run("run", "--folder", str(tmp_path / "id"), "--policy", str(tmp_path / name)) == Exit.INVALID
+        assert text in capsys.readouterr().err
+
+
 def test_check_reads_as_a_table_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", "--folder", str(tmp_path), "--device", "gpu") == Exit.NOT_FOUND
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [

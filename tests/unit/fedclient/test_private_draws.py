@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedclient.guard import Guard
+from fedclient.ledger import MemoryLedger
 from fedclient.residuals import MemoryResiduals
 from fedclient.trainer import Evaluation, Trained, Work
 from fedclient.updates import UpdateMaker
@@ -54,7 +56,7 @@ def sent(
 ) -> tuple[bytes, UpdateHeader]:
     tree = {"job": {"name": "j", "rounds": 9}, "task": {"name": "toy"}, "schedule": {"cohort": 1}}
     job = parse_job({**tree, "compression": {"uplink": stages}}, "test").to_json()
-    maker = UpdateMaker(Worker(delta_D), KEYS[key], "fed", "c1", MemoryResiduals())
+    maker = UpdateMaker(Worker(delta_D), KEYS[key], "fed", "c1", MemoryResiduals(), Guard(MemoryLedger()))
     work = Assignment("cd" * 16, "ab" * 16, job, 0, WorkKind.TRAIN, seed, LAYOUT.digest, "0" * 64, len(BASE), 60.0)
     update = maker.update(work, memoryview(BASE), lambda part: None, threading.Event())
     return bytes(update.frame[:]), UpdateHeader.from_bytes(update.header)

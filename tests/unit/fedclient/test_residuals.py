@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedclient.declining import Declined
+from fedclient.guard import Guard
+from fedclient.ledger import MemoryLedger
 from fedclient.residuals import (
     MAX_JOBS,
     FileResiduals,
@@ -101,7 +103,7 @@ class Client:
     job_id: str = JOB_ID
 
     def __post_init__(self) -> None:
-        self.maker = UpdateMaker(self.worker, KEY, "fed", "c1", self.residuals)
+        self.maker = UpdateMaker(self.worker, KEY, "fed", "c1", self.residuals, Guard(MemoryLedger()))
         compression = {"uplink": self.stages, "error_feedback": self.feedback}
         tree = {"job": {"name": "j", "rounds": 9}, "task": {"name": "toy"}, "schedule": {"cohort": 1}}
         self.job = parse_job({**tree, "compression": compression}, "test").to_json()

@@ -18,6 +18,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedclient.backoff import FIRST_S
+from fedclient.guard import Guard
+from fedclient.ledger import MemoryLedger
 from fedclient.pieces import Pieces
 from fedclient.residuals import MemoryResiduals
 from fedclient.runner import ClientRunner
@@ -302,6 +304,7 @@ class House:
             executor=self.executor,
             rng=stream(seed, "jitter"),
             residuals=MemoryResiduals(),
+            guard=Guard(MemoryLedger()),
         )
         self.publish(0)
 
