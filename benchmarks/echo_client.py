@@ -26,6 +26,7 @@ from fedclient.trainer import Evaluation, Gradient, Trained, Work
 from fedclient.transport.grpc_transport import GrpcTransport
 from fedcore.allocator import keep_memory
 from fedcore.clock import Clock, SystemClock
+from fedcore.draws import PrivateDraws
 from fedcore.layout import Layout, Vector
 from fedcore.messages import Hello
 
@@ -52,6 +53,7 @@ class EchoWorker:
         work: Work,
         base_D: Vector,
         *,
+        draws: PrivateDraws | None = None,
         progress: Callable[[float], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Trained:
@@ -67,7 +69,7 @@ class EchoWorker:
     def forget(self, job_id: str) -> None:
         """Keep nothing."""
 
-    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+    def gradient(self, work: Work, base_D: Vector, samples: int, **options: object) -> Gradient:
         """Refuse."""
         raise AssertionError("no job here starts from gradients")
 

@@ -18,11 +18,14 @@ import numpy as np
 
 from fedclient.adapters import ADAPTERS
 from fedclient.basedigest import frozen_digest, weights_of
+from fedclient.clipping import clipped, noise_of_a_client, noised
 from fedclient.tasks import TASKS
 from fedcore.changes import read_change
+from fedcore.draws import PrivateDraws
 from fedcore.errors import FedError, InvalidInput
 from fedcore.jobfile import Job
 from fedcore.layout import Layout, Vector
+from fedcore.privacy import DpSgd
 from fedcore.registry import Registry
 from fedcore.rng import derive_seed
 from fedcore.sending import Sending
@@ -168,31 +171,43 @@ class LocalWorker:
         work: Work,
         base_D: Vector,
         *,
+        draws: PrivateDraws | None = None,
         progress: Callable[[float], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Trained:
         """Evaluate `base_D` on the held-out data, then train from it on the training data.
 
+        In a private job nothing is measured unless it says so, there are no metrics of training, and the examples of
+        ``dp-sgd`` and the batch of ``dp-lora-paper`` are hidden here already.
+
         Args:
             work: what to do.
             base_D: the version to start from; not changed.
+            draws: of a private job: what hides.
             progress: called with the part done, 0 to 1, after each step, on this thread.
             stop: checked after each step.
 
         Raises:
             Stopped: `stop` was set.
             LayoutError: `base_D` has another length than the layout.
-            InvalidInput: as for `initialise`.
+            InvalidInput: as for `initialise`, or data or model are not such that the job's mechanism hides examples.
+            ConfigError: that needs what is not installed.
+            ValueError: a private job, and no `draws`.
         """
         import torch
 
+        from fedclient import private
         from fedclient.tasks.base import TrainingRun
 
+        privacy = work.job.privacy
+        if privacy is not None and draws is None:
+            raise ValueError("a private job needs draws")
         tick = _ticking(work, stop, progress)
         built = self._get(work)
         if stop is not None and stop.is_set():
             raise Stopped(f"stopped before version {work.version} of job {work.job_id}")
-        evaluation = self._evaluate(work, built, base_D)
+        measures = privacy is None or privacy.evaluation
+        evaluation = self._evaluate(work, built, base_D) if measures else Evaluation(0, {})
         built.model.write(base_D)
         sent = built.sending.layout(built.model.layout, work.client, work.version)
         built.model.train_only(sent)
@@ -200,8 +215,15 @@ class LocalWorker:
         # delta.
         start_D = built.model.read(sent)
         generator = torch.Generator().manual_seed(derive_seed(work.seed, "batches"))
-        with self._seeded(derive_seed(work.seed, "global")):
-            metrics = built.task.train(built.model, built.data.train, TrainingRun(work.job.training, generator, tick))
+        run, seed, metrics = TrainingRun(work.job.training, generator, tick), derive_seed(work.seed, "global"), {}
+        if draws is not None and isinstance(privacy, DpSgd):
+            # Dropout is drawn in secret too: an example's mask tells how many others come before it.
+            seed = int.from_bytes(draws.bytes(7), "little")
+        with self._seeded(seed):
+            if draws is not None and privacy is not None:
+                private.train(built.task, built.model, built.data.train, run, privacy, draws)
+            else:
+                metrics = built.task.train(built.model, built.data.train, run)
         delta_D = built.model.read(sent) - start_D
         return Trained(delta_D, len(built.data.train), metrics, evaluation if evaluation.num_examples else None)
 
@@ -209,25 +231,48 @@ class LocalWorker:
         """Measure `base_D` on the held-out data; without any, 0 examples and no metrics. Raises like `train`."""
         return self._evaluate(work, self._get(work), base_D)
 
-    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+    def gradient(
+        self,
+        work: Work,
+        base_D: Vector,
+        samples: int,
+        *,
+        draws: PrivateDraws | None = None,
+        stop: threading.Event | None = None,
+    ) -> Gradient:
         """Return the sum of the loss's gradients at `base_D` over some training examples, drawn from the work's seed.
+
+        In a private job it is clipped, and noised where clients do that, as `privacy.start` says. With ``dp-sgd`` it is
+        over examples drawn from `draws`, as many as `privacy.sampling` says, and counts as one over all.
 
         Raises:
             Stopped: `stop` was set.
-            InvalidInput: as for `initialise`, or a gradient is not finite.
+            InvalidInput: as for `initialise`, or the gradient of a job that is not private is not finite.
+            ValueError: a private job, and no `draws`.
         """
         import torch
 
+        from fedclient import private
         from fedclient.tasks.base import TrainingRun
 
+        privacy = work.job.privacy
+        if privacy is not None and draws is None:
+            raise ValueError("a private job needs draws")
         built = self._get(work)
         built.model.write(base_D)
         generator = torch.Generator().manual_seed(derive_seed(work.seed, "batches"))
         run = TrainingRun(work.job.training, generator, _ticking(work, stop, None))
+        if draws is not None and isinstance(privacy, DpSgd):
+            with self._seeded(derive_seed(work.seed, "global")):
+                values = private.start(built.task, built.model, built.data.train, run, privacy, draws)
+                return Gradient(values, len(built.data.train))
         with self._seeded(derive_seed(work.seed, "global")), built.model.measuring() as found:
             num_examples = built.task.add_gradients(built.model, built.data.train, run, samples)
             values = found()
-        if not np.isfinite(values).all():
+        if draws is not None and privacy is not None and privacy.start is not None:
+            std = noise_of_a_client(work.job, privacy.start.noise_multiplier, privacy.start.clip)
+            values = noised(clipped(values, privacy.start.clip), std, draws)
+        elif not np.isfinite(values).all():
             raise InvalidInput(f"the gradient at version {work.version} of job {work.job_id} is not finite")
         return Gradient(values, num_examples)
 

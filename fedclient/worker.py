@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fedclient.trainer import Evaluation, Gradient, Trained, Work
+from fedcore.draws import PrivateDraws
 from fedcore.layout import Layout, Vector
 
 
@@ -26,6 +27,7 @@ class Worker(Protocol):
         work: Work,
         base_D: Vector,
         *,
+        draws: PrivateDraws | None = None,
         progress: Callable[[float], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Trained:
@@ -36,7 +38,15 @@ class Worker(Protocol):
         """Measure `base_D`."""
         ...
 
-    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: threading.Event | None = None) -> Gradient:
+    def gradient(
+        self,
+        work: Work,
+        base_D: Vector,
+        samples: int,
+        *,
+        draws: PrivateDraws | None = None,
+        stop: threading.Event | None = None,
+    ) -> Gradient:
         """Return the loss's gradient at `base_D`, summed over some training examples."""
         ...
 

@@ -114,6 +114,7 @@ class Assignment:
         changed_since: the version whose change of them is the first that a client needs which has none; 0: there is
             none. Each version from then on has one.
         base_digest: of the base model that the job is for (`UpdateHeader.base_digest`); empty: not known, or none.
+        clip: largest L2 norm of the update, where that follows the updates' norms; 0: what the job says.
     """
 
     assignment_id: str
@@ -132,6 +133,7 @@ class Assignment:
     base_revision: str = ""
     changed_since: int = 0
     base_digest: str = ""
+    clip: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ class UpdateHeader(BaseModel):
             canonical form then lacks the key.
         base_digest: only for `WorkKind.INITIALISE`: of the weights of the sender's base model that are not trained,
             as `fedclient.basedigest` defines it; None where there are none. The canonical form then lacks the key.
+        within_clip: whether the update was no longer than the clip before it was clipped, where the clip follows that;
+            else None, and the canonical form lacks the key.
         layout: rows of the layout, only for `WorkKind.INITIALISE`.
     """
 
@@ -208,6 +212,7 @@ class UpdateHeader(BaseModel):
     basis_digest: Digest | None = None
     base_revision: Digest | None = None
     base_digest: Digest | None = None
+    within_clip: bool | None = None
     layout: list[Any] | None = None  # of Any, for checking each value as `JsonValue` takes seconds for a long header
 
     @field_validator("kind", mode="before")
@@ -224,7 +229,7 @@ class UpdateHeader(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Return the canonical form: JSON with sorted keys, no spaces, ASCII."""
-        optional = ("base_digest", "base_revision", "basis_digest", "encoding_error")
+        optional = ("base_digest", "base_revision", "basis_digest", "encoding_error", "within_clip")
         absent = {name for name in optional if getattr(self, name) is None}
         tree = self.model_dump(mode="json", exclude=absent)
         return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode("ascii")

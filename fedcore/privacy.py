@@ -9,8 +9,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_CLIP: Final = 1e6
-MAX_MULTIPLIER: Final = 1e6
+MAX_CLIP: Final = 1_000_000
+MAX_MULTIPLIER: Final = 1_000_000
 
 Clip = Annotated[float, Field(gt=0, le=MAX_CLIP)]
 Multiplier = Annotated[float, Field(ge=1e-3, le=MAX_MULTIPLIER)]
@@ -33,7 +33,7 @@ class AdaptiveKeys(_Keys):
     quantile: float = Field(default=0.5, gt=0, lt=1, description="Share of updates that shall be below the clip.")
     rate: float = Field(default=0.2, gt=0, le=10, description="Learning rate of the clip's logarithm.")
     count_std: float | None = Field(
-        default=None, ge=1e-3, le=1e6, description="Noise on how many are below, in clients; default: cohort / 20."
+        default=None, ge=1e-3, le=1_000_000, description="Noise on how many are below, in clients; default: cohort / 20."
     )
 
 
@@ -42,7 +42,7 @@ class _Privacy(_Keys):
 
     delta: float = Field(gt=0, lt=1, description="Chance with which epsilon need not hold.")
     epsilon: float | None = Field(
-        default=None, gt=0, le=1e6, description="Budget: the job stops before the round that would exceed it."
+        default=None, gt=0, le=1_000_000, description="Budget: the job stops before the round that would exceed it."
     )
     evaluation: bool = Field(
         default=False, description="Whether clients send figures of held-out examples, which nothing hides."

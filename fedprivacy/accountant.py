@@ -214,6 +214,11 @@ def _losses(release: Release, adjacency: Adjacency, interval: float) -> list[Any
     return found
 
 
+def is_installed() -> bool:
+    """Whether epsilons can be computed here."""
+    return find_spec("dp_accounting") is not None
+
+
 def _check_installed() -> None:
-    if find_spec("dp_accounting") is None:
+    if not is_installed():
         raise ConfigError(ACCOUNTING_MISSING)

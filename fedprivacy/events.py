@@ -47,6 +47,7 @@ class Trust(StrEnum):
 
     LOCAL = "local"
     SECURE_SUM = "secure-sum"
+    DISTRIBUTED = "distributed"
     CENTRAL = "central"
 
 
@@ -157,6 +158,10 @@ class Release(Params):
             raise ValueError("rqm and pbm are accounted for those who took part: sampling must be everyone")
         return self
 
+    def once(self) -> Release:
+        """Return the release as if it had happened once."""
+        return self.model_copy(update={"count": 1})
+
 
 class History(Params):
     """All that was released, in any order, and between which neighbours it is measured.
@@ -186,12 +191,17 @@ class History(Params):
         """Return the history after one more release; equal releases are counted, so that it stays short."""
         kept = list(self.releases)
         for index, known in enumerate(kept):
-            if known.model_copy(update={"count": release.count}) == release:
+            if known.once() == release.once():
                 kept[index] = known.model_copy(update={"count": known.count + release.count})
                 break
         else:
             kept.append(release)
         return History(unit=self.unit, adjacency=self.adjacency, trust=self.trust, releases=tuple(kept))
+
+    def ordered(self) -> History:
+        """Return the history with its releases in an order that does not tell which came first."""
+        releases = tuple(sorted(self.releases, key=lambda each: each.model_dump_json()))
+        return self.model_copy(update={"releases": releases})
 
     def to_json(self) -> str:
         """Return the history as one line of JSON, such that `from_json` gives it back."""

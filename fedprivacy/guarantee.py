@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -31,6 +33,7 @@ _ADJACENCIES: Final = {
 _TRUSTS: Final = {
     Trust.LOCAL: "local: the server sees what each client sends, and need not be trusted",
     Trust.SECURE_SUM: "secure sum: the server sees only the cohort's sum, and clients count on each other's noise",
+    Trust.DISTRIBUTED: "distributed: each client adds a share of the noise, and who reads single updates is trusted",
     Trust.CENTRAL: "central: who adds the noise sees everything before it, and is trusted",
 }
 
@@ -67,8 +70,16 @@ class Guarantee:
         """Return plain JSON values; infinity is null, as JSON has none."""
         tree = asdict(self)
         for key in ("epsilon", "epsilon_pld", "epsilon_rdp"):
-            tree[key] = None if tree[key] == float("inf") else tree[key]
+            tree[key] = None if tree[key] == math.inf else tree[key]
         return tree | {"sampling": list(self.sampling), "not_covered": list(self.not_covered)}
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> Guarantee:
+        """Return what `as_json` has given."""
+        numbers = {key: math.inf if tree[key] is None else tree[key] for key in ("epsilon", "epsilon_rdp")}
+        enums = {"unit": Unit(tree["unit"]), "adjacency": Adjacency(tree["adjacency"]), "trust": Trust(tree["trust"])}
+        texts = {key: tuple(tree[key]) for key in ("sampling", "not_covered")}
+        return Guarantee(**{**tree, **numbers, **enums, **texts})
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what people read: name and text."""
@@ -120,6 +131,8 @@ def not_covered(history: History) -> tuple[str, ...]:
         found.append("what all of a client's examples have in common")
     if history.trust is Trust.CENTRAL:
         found.append("the one who adds the noise, and whoever reads updates on their way there")
+    if history.trust is Trust.DISTRIBUTED:
+        found.append("whoever reads updates before they are summed, and clients who tell their own noise")
     if any(isinstance(each, Gaussian) for each in mechanisms):
         found.append("noise in floating point: the proof is of real numbers")
     if any(isinstance(each, Rqm | Pbm) and each.clients > 1 for each in mechanisms):

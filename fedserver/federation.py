@@ -93,7 +93,7 @@ class Federation:
             InvalidInput: it cannot start from the adapter.
             NotFound: the adapter's weights are not here.
         """
-        plan = make_plan(Job.from_json(spec), "job")
+        plan = await self.intake.in_worker(partial(make_plan, Job.from_json(spec), "job"))
         job = plan.job
         if adapter is not None:
             await self.intake.in_worker(partial(self._check_adapter, job, adapter))

@@ -26,6 +26,7 @@ PHASES = ("waiting", "initialise", "gradient", "train", "closing", "evaluate", "
 OUTCOMES = ("closed", "abandoned")
 WAITS = ("clients", "updates")
 DIRECTIONS = ("uplink", "downlink")
+SPENDINGS = ("now", "end", "budget")
 KINDS = ("initialise", "gradient", "train", "evaluate")
 
 # Tasks choose the names of their figures, so a job could otherwise make any number of series.
@@ -171,6 +172,12 @@ class Metrics:
         self.evaluation_version = Gauge(
             "roundtable_evaluation_version", "The newest evaluated version.", ("job",), registry=reg
         )
+        self.privacy_epsilon = Gauge(
+            "roundtable_privacy_epsilon",
+            "Epsilon of a private job: spent by the client that has released most, at the job's end, and the budget.",
+            ("job", "of"),
+            registry=reg,
+        )
         self.clients_connected = Gauge("roundtable_clients_connected", "Clients with an open session.", registry=reg)
         self.clients_enrolled = Gauge(
             "roundtable_clients_enrolled", "Clients with a certificate that is not revoked.", registry=reg
@@ -290,6 +297,12 @@ class Metrics:
         for name in shown:
             self.evaluation.labels(job, name).set(figures[name])
         self.evaluation_version.labels(job).set(version)
+
+    def spent(self, job: str, *, epsilon: float, at_end: float, budget: float | None) -> None:
+        """Set what a private job has spent, what it will have if it goes on to its end, and what it may."""
+        for of, value in zip(SPENDINGS, (epsilon, at_end, budget), strict=True):
+            if value is not None:
+                self._of(self.privacy_epsilon, job, of).set(value)
 
     def journal_committed(self, *, records: int, seconds: float) -> None:
         """Count one durable commit of the journal."""

@@ -42,8 +42,16 @@ def _job(federation: Federation, record: JobRecord) -> dict[str, Any]:
         "submitted_at": record.submitted_at,
         "base_digest": record.base_digest,
         "adapter_sha256": record.adapter_blob,
+        "privacy": _privacy(record, engine),
         **(_ended(federation, record) if engine is None else _running(federation, engine)),
     }
+
+
+def _privacy(record: JobRecord, engine: JobEngine | None) -> dict[str, Any] | None:
+    """Return what a private job has spent; of one that has ended, what it had spent then."""
+    if engine is not None and engine.books.spending is not None:
+        return engine.books.spending.as_json()
+    return None if record.privacy is None else dict(json.loads(record.privacy))
 
 
 def _ended(federation: Federation, record: JobRecord) -> dict[str, Any]:
@@ -104,6 +112,8 @@ def _version(record: VersionRecord) -> dict[str, Any]:
         "num_examples": record.num_examples,
         **asdict(Volume() + record),
         "encoding_error": record.encoding_error,
+        "epsilon": record.epsilon,
+        "clip": record.clip,
         "sha256": record.state_blob,
         "evaluation": json.loads(record.metrics),
     }

@@ -206,6 +206,7 @@ def _conclude(
         adapter_sha256=simulated.status["adapter_sha256"],
         history=simulated.history,
         changes=simulated.changes,
+        privacy=simulated.status["privacy"],
     )
     exported = export_version(what, simulated.state, out, force=True)
     bounds = measure(job, [member.data for member in members], device, threads, adapter) if pooled else None

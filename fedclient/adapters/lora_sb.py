@@ -29,17 +29,21 @@ class LoraSbLinear(nn.Module):
         super().__init__()
         self.base = target.layer
         device = next(target.layer.parameters()).device
-        # Parameters all three: a parameter, unlike a buffer, stays the same object when the model moves to a device.
+        # Parameters, not buffers: they stay the same objects when the model moves to a device. R is a layer, because
+        # gradients of single examples are taken layer by layer.
         self.lora_A = nn.Parameter(torch.zeros(params.rank, target.num_inputs, device=device), requires_grad=False)
         self.lora_B = nn.Parameter(torch.zeros(target.num_outputs, params.rank, device=device), requires_grad=False)
-        self.lora_R = nn.Parameter(torch.zeros(params.rank, params.rank, device=device))
+        self.lora_R: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, params.rank, params.rank, bias=False, device=device, dtype=torch.float32
+        )
+        nn.init.zeros_(self.lora_R.weight)
         self.dropout = nn.Dropout(params.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the adapted layer's output, in the base layer's type."""
         output: Tensor = self.base(x)
         inner = nn.functional.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A)
-        update = nn.functional.linear(nn.functional.linear(inner, self.lora_R), self.lora_B)
+        update = nn.functional.linear(self.lora_R(inner), self.lora_B)
         return output + update.to(output.dtype)
 
 
@@ -64,7 +68,7 @@ class LoraSb(Adapter):
                 raise InvalidInput(f"adapter lora-sb: {target.path} is quantised, and its start needs a gradient by it")
             adapted = LoraSbLinear(target, self.params)
             replace(model, target.path, adapted)
-            trained.append((ADAPTER_GROUP, f"{target.path}.lora_R.weight", adapted.lora_R))
+            trained.append((ADAPTER_GROUP, f"{target.path}.lora_R.weight", adapted.get_parameter("lora_R.weight")))
             basis.append((f"{target.path}.lora_A.weight", adapted.lora_A))
             basis.append((f"{target.path}.lora_B.weight", adapted.lora_B))
         return AdaptedModel(model, [*trained, *whole], basis, targets)

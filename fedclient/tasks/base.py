@@ -120,8 +120,16 @@ class Task(ABC):
         layers agree everywhere.
         """
 
+    def outputs(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Return what the model makes of N inputs, N along the first axis."""
+        scores: Tensor = model(inputs)
+        return scores
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of a batch; cross-entropy of class scores unless overridden."""
+        """Return the mean loss of a batch; cross-entropy of class scores unless overridden.
+
+        Private jobs call it for one example at a time.
+        """
         return nn.functional.cross_entropy(outputs, targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -132,20 +140,21 @@ class Task(ABC):
     def train(self, model: AdaptedModel, data: Split, run: TrainingRun) -> dict[str, float]:
         """Train `model` in place on this client's examples and return training metrics.
 
-        The default walks `local_epochs` times through shuffled batches with the job's optimiser and `loss`.
+        The default walks `local_epochs` times through shuffled batches with the job's optimiser and `loss`. Jobs with
+        mechanism ``dp-sgd`` or ``dp-lora-paper`` do not call it, but train by `outputs` and `loss`.
         """
-        return supervised.train(model, data, run, self.loss)
+        return supervised.train(self, model, data, run)
 
     def add_gradients(self, model: AdaptedModel, data: Split, run: TrainingRun, samples: int) -> int:
         """Add up the loss's gradients over at most `samples` examples, and return over how many.
 
         Which weights they are by is `AdaptedModel.measuring`'s business. The default takes examples at random.
         """
-        return supervised.add_gradients(model, data, run, self.loss, samples)
+        return supervised.add_gradients(self, model, data, run, samples)
 
     def evaluate(self, model: nn.Module, data: Split) -> dict[str, float]:
         """Measure `model` on `data`, which is not empty, and return `metrics`."""
-        return self.metrics(supervised.predict(model, data.inputs), data.targets)
+        return self.metrics(supervised.predict(model, data.inputs, self.outputs), data.targets)
 
     def describe(self) -> str:
         """Return Markdown on the data and model for the model card; empty if there is nothing to say."""

@@ -12,14 +12,12 @@ from fedcore.jobfile import TrainingSection
 
 if TYPE_CHECKING:
     from fedclient.adapters.base import AdaptedModel
-    from fedclient.tasks.base import Split, TrainingRun
+    from fedclient.tasks.base import Split, Task, TrainingRun
 
 _EVALUATION_BATCH = 1024
 
 
-def train(
-    model: AdaptedModel, data: Split, run: TrainingRun, loss: Callable[[Tensor, Tensor], Tensor]
-) -> dict[str, float]:
+def train(task: Task, model: AdaptedModel, data: Split, run: TrainingRun) -> dict[str, float]:
     """Run `local_epochs` passes over `data` and return ``train_loss``, the mean over the last pass.
 
     The last batch of a pass may be smaller. The optimiser starts fresh: what it learned of gradients belongs
@@ -34,7 +32,7 @@ def train(
         order_N = torch.randperm(len(data), generator=run.generator).to(data.inputs.device)
         last_pass = 0.0
         for number, rows in enumerate(torch.split(order_N, settings.batch_size)):
-            batch_loss = loss(model.module(data.inputs[rows]), data.targets[rows])
+            batch_loss = task.loss(task.outputs(model.module, data.inputs[rows]), data.targets[rows])
             optimizer.zero_grad()
             batch_loss.backward()  # type: ignore[no-untyped-call]
             if settings.max_grad_norm is not None:
@@ -45,9 +43,7 @@ def train(
     return {"train_loss": last_pass}
 
 
-def add_gradients(
-    model: AdaptedModel, data: Split, run: TrainingRun, loss: Callable[[Tensor, Tensor], Tensor], samples: int
-) -> int:
+def add_gradients(task: Task, model: AdaptedModel, data: Split, run: TrainingRun, samples: int) -> int:
     """Add up the gradients of the summed loss over `samples` examples, or all if there are fewer; return how many.
 
     In evaluation mode: what a gradient is of must not depend on what dropout draws.
@@ -56,7 +52,7 @@ def add_gradients(
     order_N = torch.randperm(len(data), generator=run.generator).to(data.inputs.device)[:samples]
     done = 0
     for rows in torch.split(order_N, run.settings.batch_size):
-        mean = loss(model.module(data.inputs[rows]), data.targets[rows])
+        mean = task.loss(task.outputs(model.module, data.inputs[rows]), data.targets[rows])
         (mean * len(rows)).backward()  # type: ignore[no-untyped-call]
         done += len(rows)
         run.tick(done / len(order_N))
@@ -70,8 +66,10 @@ def make_optimizer(parameters: list[nn.Parameter], settings: TrainingSection) ->
     return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def predict(model: nn.Module, inputs: Tensor) -> Tensor:
+def predict(
+    model: nn.Module, inputs: Tensor, outputs: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__
+) -> Tensor:
     """Return the model's outputs for all inputs, in evaluation mode and without gradients."""
     model.eval()
     with torch.inference_mode():
-        return torch.cat([model(batch) for batch in torch.split(inputs, _EVALUATION_BATCH)])
+        return torch.cat([outputs(model, batch) for batch in torch.split(inputs, _EVALUATION_BATCH)])

@@ -19,6 +19,7 @@ from fedcore.messages import (
     UploadState,
     WorkKind,
 )
+from fedcore.privacy import MAX_CLIP
 from fedproto.v1 import client_pb2
 
 MAX_REASON_CHARS: Final = 2000
@@ -102,6 +103,8 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
     _check_frozen(message)
     if message.counted_in > message.version:
         raise UnfitAssignment(f"counted_in {message.counted_in} is above the version, {message.version}")
+    if not 0 <= message.clip <= MAX_CLIP:  # NaN is not
+        raise UnfitAssignment(f"clip {message.clip}, from 0 to {MAX_CLIP:g}")
     return Assignment(
         assignment_id=message.assignment_id,
         job_id=message.job_id,
@@ -119,6 +122,7 @@ def assignment_from_wire(message: client_pb2.Assignment) -> Assignment:
         base_revision=message.base_revision,
         changed_since=message.changed_since,
         base_digest=message.base_digest,
+        clip=message.clip,
     )
 
 

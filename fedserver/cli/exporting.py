@@ -52,12 +52,12 @@ def export(
     from fedserver.export import Exportable, Format, export_version
 
     with operator(folder) as server:
-        federation = str(server.status(job)["federation"])
+        status = server.status(job)
         wanted = server.version(job, version)
         with progress("download", wanted.num_bytes) as on_bytes:
             data = server.read_version(wanted, on_bytes)
     what = Exportable(
-        federation=federation,
+        federation=str(status["federation"]),
         job_id=wanted.job_id,
         job=Job.from_json(wanted.job),
         layout=Layout.from_json(wanted.layout),
@@ -68,6 +68,7 @@ def export(
         adapter_sha256=wanted.adapter_sha256,
         history=wanted.history,
         changes=wanted.changes_in(data),
+        privacy=status["jobs"][0]["privacy"],
     )
     made = export_version(what, data[: wanted.state_bytes], out, form=form and Format(form), base=base, force=force)
     if as_json:

@@ -10,6 +10,7 @@ import typer
 
 from fedcore.cli import JsonOption, print_json
 from fedcore.errors import InvalidInput
+from fedserver.cli.options import DEFAULT_FOLDER, FolderOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ _ALLOWED: Final = {
     Mechanism.DP_LORA_PAPER: {"noise_multiplier", "steps", "delta"},
 }
 _ORDERS: Final = "2,8,32"
+_IN_GUARANTEE: Final = {"guarantee", "text", "readings", "epsilon", "epsilon_pld", "epsilon_rdp", "delta"}
 
 
 def register(app: typer.Typer) -> None:
@@ -45,13 +47,18 @@ def register(app: typer.Typer) -> None:
 
 
 def privacy(
-    mechanism: Annotated[Mechanism, typer.Option("--mechanism", help="What is to be accounted for.")],
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="A job file, or a job on the server.", show_default=False)
+    ] = None,
+    mechanism: Annotated[
+        Mechanism | None, typer.Option("--mechanism", help="Without JOB: what is to be accounted for.")
+    ] = None,
     noise_multiplier: Annotated[
         float | None, typer.Option("--noise-multiplier", help="Standard deviation of the noise over the clip.")
     ] = None,
     epsilon: Annotated[float | None, typer.Option("--epsilon", help="A budget: solves for what is left out.")] = None,
     delta: Annotated[float | None, typer.Option("--delta", help="Chance with which epsilon need not hold.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps, or rounds.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps, or rounds; of a job, its rounds.")] = None,
     sampling: Annotated[
         float | None, typer.Option("--sampling", help="Probability of taking part in a step; 1 if left out.")
     ] = None,
@@ -64,15 +71,20 @@ def privacy(
     theta: Annotated[float | None, typer.Option("--theta", help="Of pbm; 0.25 if left out.")] = None,
     clients: Annotated[int | None, typer.Option("--clients", help="In a sum of rqm or pbm; 1 if left out.")] = None,
     dimension: Annotated[int | None, typer.Option("--dimension", help="Values in a vector; 1 if left out.")] = None,
+    population: Annotated[
+        int | None, typer.Option("--population", help="Of a job: clients that secret cohorts are drawn from.")
+    ] = None,
+    folder: FolderOption = DEFAULT_FOLDER,
     orders: Annotated[str | None, typer.Option("--orders", help=f"Rényi orders; {_ORDERS} if left out.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write epsilon over steps as PNG.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a mechanism guarantees, or plan the noise or the steps that a budget allows.
+    """Say what a job or a mechanism guarantees, or plan the noise or the steps that a budget allows.
 
-    Nothing runs. Leave out --noise-multiplier or --steps and give --epsilon to have it solved for.
+    Nothing runs. Leave out --noise-multiplier or --steps and give --epsilon to have it solved for. Of a job on the
+    server: what it has spent.
     """
     given = {
         "noise_multiplier": noise_multiplier,
@@ -89,25 +101,46 @@ def privacy(
         "theta": theta,
         "clients": clients,
         "dimension": dimension,
+        "population": population,
         "orders": orders,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    if unfit := sorted(given.keys() - _ALLOWED[mechanism]):
-        allowed = ", ".join(map(_option, sorted(_ALLOWED[mechanism])))
-        raise InvalidInput(f"{_option(unfit[0])} does not go with {mechanism}; these do: {allowed}")
-    match mechanism:
-        case Mechanism.RQM | Mechanism.PBM:
-            answer, history_after = _discrete(mechanism, given)
-        case Mechanism.DP_LORA_PAPER:
-            answer, history_after = _dp_lora(given)
-        case _:
-            answer, history_after = _gaussian(mechanism, given)
+    answer, history_after = _answer(job, mechanism, given, folder)
     if plot is not None:
+        if history_after is None:
+            raise InvalidInput("--plot: of a job on the server, its model card has epsilon by version")
         answer["plot"] = _plot(plot, answer, history_after)
     if as_json:
         print_json({name: value for name, value in answer.items() if name != "text"})
     else:
         _show(answer)
+
+
+def _answer(
+    job: str | None, mechanism: Mechanism | None, given: dict[str, Any], folder: Path
+) -> tuple[dict[str, Any], Callable[[int], History] | None]:
+    from fedserver.cli import privacy_of_job
+
+    if (job is None) is (mechanism is None):
+        raise InvalidInput("give either a job or --mechanism")
+    allowed = privacy_of_job.OPTIONS if mechanism is None else _ALLOWED[mechanism]
+    if unfit := sorted(given.keys() - allowed):
+        names = ", ".join(map(_option, sorted(allowed)))
+        raise InvalidInput(f"{_option(unfit[0])} does not go with {mechanism or 'a job'}; these do: {names}")
+    if job is not None and Path(job).is_file():
+        return privacy_of_job.of_file(Path(job), given)
+    if job is not None:
+        if given:
+            raise InvalidInput(f"{_option(min(given))} goes with a job file, and there is no file {job[:80]!r}")
+        return privacy_of_job.of_server(folder, job), None
+    assert mechanism is not None
+    match mechanism:
+        case Mechanism.RQM | Mechanism.PBM:
+            return _discrete(mechanism, given)
+        case Mechanism.DP_LORA_PAPER:
+            return _dp_lora(given)
+        case Mechanism.DP_SGD | Mechanism.DP_FEDAVG:
+            return _gaussian(mechanism, given)
 
 
 def _gaussian(mechanism: Mechanism, given: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], History]]:
@@ -252,9 +285,9 @@ def _plot(path: Path, answer: dict[str, Any], history_after: Callable[[int], His
 
     if "epsilon" not in answer:
         raise InvalidInput("--plot shows epsilon over steps, for which --delta and --steps are needed")
-    if not answer["steps"]:
+    if not answer.get("steps", answer.get("rounds")):
         raise InvalidInput(f"--plot: not even one step keeps epsilon {answer['budget']:g}")
-    points = epsilon_over_steps(answer["steps"], answer["delta"], history_after)
+    points = epsilon_over_steps(answer.get("steps", answer.get("rounds")), answer["delta"], history_after)
     plot_epsilon(points, answer["delta"], answer.get("budget"), path)
     return str(path)
 
@@ -267,7 +300,7 @@ def _show(answer: dict[str, Any]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in answer.items():
-        if name in {"guarantee", "text", "readings", "epsilon", "epsilon_pld", "epsilon_rdp", "delta"} or value is None:
+        if name in _IN_GUARANTEE or value is None:
             continue
         table.add_row(name.replace("_", " "), _shown(value))
     for line in answer.get("text", "epsilon: 0 (nothing is released)" if "epsilon" in answer else "").splitlines():

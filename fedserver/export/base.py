@@ -59,6 +59,7 @@ class Exportable:
         basis_sha256: of what the start of the job has set for good; None: nothing.
         base_digest: of the base model's frozen weights; None: not known, or none is frozen.
         adapter_sha256: of the PEFT weights that version 0 has the values of; None: none.
+        privacy: what the job has spent (docs/status.md, `privacy`); None: it is not private.
         changes: what has led to the frozen matrices, the oldest first (`fedcore.changes`); their digests were compared.
     """
 
@@ -73,6 +74,7 @@ class Exportable:
     base_digest: str | None = None
     adapter_sha256: str | None = None
     changes: Sequence[bytes] = ()
+    privacy: dict[str, Any] | None = None
 
     @property
     def is_lora(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from fedcore.adapters import FULL_GROUP, adapted_modules
 from fedcore.jobfile import CodecStage, Job
 from fedcore.methods import method_of
+from fedprivacy.guarantee import Guarantee
 from fedserver.export.base import MODEL_FILE, PLOT_FILE, Exportable, Format
 from fedserver.export.figures import Row, evaluated, held_out_examples, metric_names, spread
 from fedserver.export.markdown import code, escaped, line, paragraphs, table, yaml_text
@@ -21,9 +22,15 @@ from fedserver.export.markdown import code, escaped, line, paragraphs, table, ya
 MAX_ROWS: Final = 20
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
-_LIMITS: Final = """\
+_NO_PRIVACY: Final = """\
 - **No privacy guarantee.** The job ran without differential privacy. Clients kept their examples, but the server saw
-  each client's update (encrypted only on its way), and trained weights can give away what they were trained on.
+  each client's update (encrypted only on its way), and trained weights can give away what they were trained on."""
+
+_UNSAFE: Final = """\
+- **No privacy guarantee.** All draws followed from the seed {seed}, which everybody knows who has the job file: what is
+  said above under Privacy holds for jobs that draw in secret, and not for this one."""
+
+_LIMITS: Final = """\
 - **Figures are the clients' own.** Each client measured on data that it held out and that nobody else has seen; the
   figures are means over clients, weighted by their numbers of held-out examples.
 - **The description of the data is the job author's.** The server never sees data and cannot check it.
@@ -79,7 +86,8 @@ def model_card(what: Exportable, *, form: Format, with_plot: bool) -> str:
         *_section("Figures", _figures(what)),
         *_section("Rounds", _rounds(what, with_plot=with_plot)),
         *_section("How to load it", _loading(what, form)),
-        *_section("What is not claimed", [_LIMITS]),
+        *(_section("Privacy", table(("", ""), _privacy_rows(what.privacy))) if what.privacy else []),
+        *_section("What is not claimed", [*_no_guarantee(what.privacy), _LIMITS]),
         *_section("How to cite it", [_citation(what)]),
     ]
     return "\n".join(parts) + "\n"
@@ -111,6 +119,21 @@ def _summary(what: Exportable, form: Format) -> str:
         f" Roundtable server put together. This is version {what.version} of"
         f" {what.job.job.rounds} planned."
     )
+
+
+def _privacy_rows(privacy: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the guarantee whole, of everything that the job has let out so far, whichever version this is."""
+    yield from ((name, escaped(text)) for name, text in Guarantee.from_json(privacy["guarantee"]).rows())
+    if privacy["epsilon_budget"] is not None:
+        yield "budget", f"epsilon {privacy['epsilon_budget']:g}"
+    if privacy["unsafe_seed"] is not None:
+        yield "unsafe seed", f"{privacy['unsafe_seed']}: **nothing is hidden from who knows it**"
+
+
+def _no_guarantee(privacy: Mapping[str, Any] | None) -> list[str]:
+    if privacy is None:
+        return [_NO_PRIVACY]
+    return [] if privacy["unsafe_seed"] is None else [_UNSAFE.format(seed=privacy["unsafe_seed"])]
 
 
 def _job_rows(what: Exportable) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from fedcore.layout import Layout
 from fedcore.messages import SIGNATURE_CONTEXT, UpdateHeader, WorkKind
 from fedcore.part import Part
 from fedserver.rounds.attempt import Attempt
+from fedserver.rounds.noise import follows_norms, largest_norm, within
 from fedserver.rounds.start import MAX_GRADIENT
 from fedserver.state.base import Store
 from fedserver.state.vault import passing
@@ -105,6 +106,12 @@ def check_header(client: str, header: UpdateHeader, attempt: Attempt, engine: Jo
         )
     if attempt.kind in (WorkKind.GRADIENT, WorkKind.TRAIN) and header.num_examples < 1:
         raise UpdateRejected(UpdateResult.OUT_OF_BOUNDS, "num_examples 0, an update needs at least 1")
+    votes = attempt.kind is WorkKind.TRAIN and follows_norms(engine.plan.accounting)
+    if votes is not (header.within_clip is not None):
+        raise UpdateRejected(
+            UpdateResult.MALFORMED,
+            f"within_clip is {header.within_clip}: {'true or false' if votes else 'none'} is due",
+        )
 
 
 def _check_layout(layout: Layout, engine: JobEngine) -> None:
@@ -130,7 +137,8 @@ def check_frame(client: str, header: UpdateHeader, attempt: Attempt, engine: Job
     try:
         parts = pipeline.open(frame, layout_for(client, header, attempt, engine).sizes)
         limit = MAX_GRADIENT if attempt.kind is WorkKind.GRADIENT else engine.job.aggregator.max_abs
-        check_values(passing(parts, frame), limit)
+        clip = largest_norm(engine.plan.accounting, attempt.kind, engine.latest)
+        check_values(passing(parts if clip is None else within(parts, clip), frame), limit)
     except FrameError as error:
         raise UpdateRejected(UpdateResult.MALFORMED, str(error)) from error
 

@@ -27,6 +27,7 @@ from fedserver.rounds.attempt import Attempt
 from fedserver.rounds.contributors import over_contributors
 from fedserver.rounds.factors import Merger, compact
 from fedserver.rounds.figures import mean_encoding_error
+from fedserver.rounds.noise import next_clip, noise_of
 from fedserver.rounds.plan import INITIAL, Plan
 from fedserver.rounds.traffic import VALUE_BYTES, Volume
 from fedserver.state.records import BlobRecord, JobRecord, VersionRecord
@@ -64,6 +65,7 @@ class WrittenVersion:
         optimizer_blob: the server optimiser's state; None if it keeps none, or before its first step.
         basis_blob: what the start of the job has set for good; None for a job without, and before its start.
         base: the frozen matrices.
+        clip: of the updates that are computed from it; None: what the job says.
         base_digest: of the base model that version 0 was made with; None: nothing of that is frozen, or not version 0.
         small: those of these bytes that are to be journaled with the version's record.
     """
@@ -77,6 +79,7 @@ class WrittenVersion:
     small: tuple[BlobRecord, ...]
     base: Base = field(default_factory=Base)
     base_digest: str | None = None
+    clip: float | None = None
 
     def job(self, record: JobRecord) -> JobRecord:
         """Return what is journaled of the job beside it."""
@@ -84,8 +87,8 @@ class WrittenVersion:
             return record
         return replace(record, layout=self.layout.to_json(), base_digest=self.base_digest)
 
-    def record(self, attempt: Attempt, volume: Volume, wall_s: float) -> VersionRecord:
-        """Return what is journaled of it."""
+    def record(self, attempt: Attempt, volume: Volume, wall_s: float, epsilon: float | None) -> VersionRecord:
+        """Return what is journaled of it; `epsilon` is what a private job has spent by it."""
         return VersionRecord(
             job_id=attempt.record.job_id,
             version=self.number,
@@ -104,6 +107,8 @@ class WrittenVersion:
             revision=self.base.revision,
             changed_since=self.base.since,
             changed_bytes=self.base.num_bytes,
+            epsilon=epsilon,
+            clip=self.clip,
         )
 
 
@@ -175,7 +180,8 @@ def _start(vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, latest: V
         for client, kept in sorted(attempt.frames.items()):
             yield vault.open(kept, attempt.headers[client].frame_bytes)
 
-    values_D, basis = plan.start.factors(layout, base_D, frames)
+    noise = noise_of(plan.accounting, attempt, latest, start=True)
+    values_D, basis = plan.start.factors(layout, base_D, frames, None if noise is None else noise.on_sum)
     with vault.writer() as state, vault.writer() as kept:
         state.write(np.ascontiguousarray(values_D, dtype="<f4").data.cast("B"))
         kept.write(np.ascontiguousarray(basis, dtype="<f4").data.cast("B"))
@@ -197,6 +203,8 @@ def _next_version(vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, la
         means = over_contributors(means, layout.moving, plan.sending, weights)
     base = vault.open(latest.state_blob, VALUE_BYTES * layout.moving.num_values)
     base_D = np.frombuffer(base, dtype="<f4")
+    if (noise := noise_of(plan.accounting, attempt, latest, start=False)) is not None:
+        means = noise.on_mean(means)
     slots = _slot_blocks(vault, latest.optimizer_blob, optimizer, base_D.size)
     with vault.writer() as state, vault.writer() as kept:
         start = 0
@@ -214,7 +222,8 @@ def _next_version(vault: Vault, plan: Plan, attempt: Attempt, layout: Layout, la
     fold.clear()
     del base_D, slots  # the frame is read from the new state: one version at a time is in memory
     frame = _write_frame(vault, plan, layout, written, number)
-    return replace(_written(number, layout, written, frame, written_slots, None), basis_blob=latest.basis_blob)
+    version = _written(number, layout, written, frame, written_slots, None)
+    return replace(version, basis_blob=latest.basis_blob, clip=next_clip(plan.accounting, attempt, latest))
 
 
 def _merged_version(

@@ -23,12 +23,15 @@ from fedcore.messages import Assignment, Decline, Hello, WorkKind
 from fedserver.rounds import scheduler as sched
 from fedserver.rounds.alarm import Alarm
 from fedserver.rounds.attempt import Attempt, Decliner
+from fedserver.rounds.books import Books
 from fedserver.rounds.closing import write_version
 from fedserver.rounds.counted import Counted
 from fedserver.rounds.figures import evaluation_of
 from fedserver.rounds.orders import Orders
 from fedserver.rounds.plan import Plan
+from fedserver.rounds.privacy import cohort_seed
 from fedserver.rounds.recovery import recover
+from fedserver.rounds.reports import Reports
 from fedserver.rounds.scheduler import Phase, Scheduler
 from fedserver.rounds.services import Services
 from fedserver.rounds.traffic import Traffic
@@ -55,6 +58,7 @@ class JobEngine:
         evaluated: the newest version whose evaluation is known.
         orders: what clients were told, to be read only.
         traffic: bytes that have crossed the wire.
+        books: what a private job has spent.
         last_decline: which client has declined last since the server's start, and why.
         recovered: set when all of this is as the journal has it, or the job has failed.
         ended: set when `run` has ended.
@@ -73,6 +77,8 @@ class JobEngine:
         self.recovered = asyncio.Event()
         self.ended = asyncio.Event()
         self.traffic = Traffic(record.job_id, services.metrics)
+        self.books = Books(None, services, plan)
+        self._reports = Reports(record.job_id, services.metrics)
         self._services = services
         self._changed = changed
         self._may_go_on = may_go_on
@@ -83,7 +89,7 @@ class JobEngine:
         self._scheduler = Scheduler.start(
             self.job.schedule,
             self.job.job.rounds,
-            self.job.job.seed,
+            cohort_seed(self.job),
             self._now_s(),
             from_gradient=plan.start is not None,
         )
@@ -200,8 +206,8 @@ class JobEngine:
         while commands:
             command = commands.pop(0)
             match command:
-                case sched.Assign(clients):
-                    commands += await self._assign(clients)
+                case sched.Assign():
+                    commands += await self._assign(command)
                 case sched.Close():
                     await self._close()
                     # After what is in the queue: the clients that this round has freed are among the next candidates.
@@ -212,16 +218,26 @@ class JobEngine:
                     await self._end(JobStatus.FINISHED, "")
         entered = (self._scheduler.phase, self._scheduler.stage) != before
         if entered or self._events.empty():  # of a burst, the last event shows where it led
-            self._show(entered=entered)
+            self._reports.state(self._scheduler, entered=entered)
+            self._changed()
 
     async def _stop(self, stop: _Stop) -> None:
         """End the job before its time."""
-        await self._services.journal.write(*await self._retire(f"the job has {stop.status.value}"))
+        records = await self._retire(f"the job has {stop.status.value}")
+        if self.attempt is not None:
+            await self.books.release(self.attempt, self.layout, records, in_version=False)
+        await self._services.journal.write(*records)
+        if stop.status is JobStatus.STOPPED:  # else perhaps it is adding up that has failed
+            self.record = await self._added_up()
         self.attempt = None
         await self._end(stop.status, stop.failure)
 
-    async def _assign(self, clients: tuple[str, ...]) -> list[sched.Command]:
-        attempt = self._open_attempt()
+    async def _assign(self, command: sched.Assign) -> list[sched.Command]:
+        clients = command.clients
+        if excess := await self.books.excess(self._scheduler.stage, self.layout, command):
+            await self._stop(_Stop(JobStatus.STOPPED, excess))
+            return []
+        attempt = self._open_attempt(command.available)
         wanted = {uuid.uuid4().hex: client for client in clients}
         taken = {key: client for key, client in wanted.items() if self._services.fleet.take(client, key)}
         if len(taken) < len(wanted):
@@ -238,7 +254,7 @@ class JobEngine:
         await self._services.journal.write(record, *attempt.assignments.values())
         for assignment_id, client in taken.items():
             self._services.fleet.order(client, self._assignment(attempt, assignment_id, client))
-        self._log("assigned", attempt, clients=len(taken))
+        self._reports.event("assigned", attempt, clients=len(taken))
         return []
 
     async def _close(self) -> None:
@@ -246,16 +262,20 @@ class JobEngine:
         if attempt is None:  # an evaluation that nobody came for
             return
         records = await self._retire("the version has closed")
+        await self.books.release(attempt, self.layout, records, in_version=True)
         figures = evaluation_of(attempt.headers.values())
         if self.latest is not None:
             records.append(self._measured(self.latest, attempt, figures))
         if attempt.kind is not WorkKind.EVALUATE:
             given = self.layout, self.latest, self.record.adapter_blob
-            work = partial(write_version, self._services.vault, self.plan, attempt, *given)
-            written = await asyncio.get_running_loop().run_in_executor(self._services.workers, work)
+            written = await self._services.in_worker(
+                partial(write_version, self._services.vault, self.plan, attempt, *given)
+            )
             self._spare = attempt.fold
             self.layout, self.record = written.layout, written.job(self.record)
-            self.latest = written.record(attempt, self.traffic.recent, self._services.clock.wall_s())
+            self.record = await self.books.add_up(self.layout, written.number, self.record)
+            made = self.traffic.recent, self._services.clock.wall_s(), self.books.epsilon
+            self.latest = written.record(attempt, *made)
             records += [*written.small, self.record, self.latest]
             self._services.metrics.round_closed(
                 self.job_id,
@@ -269,7 +289,7 @@ class JobEngine:
         if attempt.kind is WorkKind.TRAIN:
             self.orders.counted.add(attempt.version + 1, attempt.headers)
         self.attempt = None
-        self._log("closed", attempt, updates=len(attempt.headers), **figures)
+        self._reports.event("closed", attempt, updates=len(attempt.headers), **figures)
 
     def _measured(self, latest: VersionRecord, attempt: Attempt, figures: dict[str, float]) -> VersionRecord:
         """Add what an attempt has measured of the newest version, and what measuring alone has cost, to its record."""
@@ -287,10 +307,12 @@ class JobEngine:
             attempt = self._open_attempt()
             attempt.record = replace(attempt.record, attempt=command.attempt)
         records = await self._retire(command.reason)
+        await self.books.release(attempt, self.layout, records, in_version=False)
+        self.record = await self._added_up()
         await self._services.journal.write(*records, self._over(attempt, "abandoned", command.reason))
         self.attempt = None
         self._services.metrics.round_abandoned(self.job_id)
-        self._log("abandoned", attempt, reason=command.reason)
+        self._reports.event("abandoned", attempt, reason=command.reason)
         if command.final:
             text = f"gave up after {self._scheduler.abandoned} attempts: {command.reason}"
             decline = "" if (last := self.last_decline) is None else f"; {last.client} declined: {last.reason}"
@@ -315,9 +337,7 @@ class JobEngine:
         finished_at = self._services.clock.wall_s()
         self.record = replace(self.record, status=status, finished_at=finished_at, failure=failure)
         await self._services.journal.write(self.record)
-        self._services.metrics.phase(self.job_id, "finished" if status is JobStatus.FINISHED else "failed")
-        self._services.metrics.waiting(self.job_id, clients=0, updates=0)
-        log.info("job ended", extra={"job": self.job_id, "status": status, "failure": failure})
+        self._reports.ended(status, failure)
         self._changed()
 
     # -- what intake says --------------------------------------------------------------------------------------------
@@ -344,10 +364,13 @@ class JobEngine:
 
     # -- small parts -------------------------------------------------------------------------------------------------
 
+    async def _added_up(self) -> JobRecord:
+        return await self.books.add_up(self.layout, 0 if self.latest is None else self.latest.version, self.record)
+
     def _now_s(self) -> float:
         return self._services.clock.now_s()
 
-    def _open_attempt(self) -> Attempt:
+    def _open_attempt(self, available: int = 0) -> Attempt:
         state, wall_s = self._scheduler, self._services.clock.wall_s()
         fold = None
         if state.stage is WorkKind.TRAIN and self.layout is not None:
@@ -359,6 +382,7 @@ class JobEngine:
             state.stage,
             opened_at=wall_s,
             deadline_at=wall_s + self.job.schedule.deadline_s,
+            available=available,
         )
         return Attempt(record, self._now_s(), fold)
 
@@ -374,25 +398,7 @@ class JobEngine:
 
     async def _recover(self) -> None:
         """Go on from the journal: the newest version, and the attempt that was open when the process ended."""
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._services.workers, recover, self.record, self.plan, self.layout, self._services
-        )
-        self.latest, self._scheduler, self.attempt, self.traffic.before, self.orders.counted = found
-
-    def _show(self, *, entered: bool) -> None:
-        """Bring metrics up to date, and tell who watches."""
-        metrics, state, waiting = self._services.metrics, self._scheduler, self._scheduler.waiting_for()
-        if entered:
-            metrics.phase(self.job_id, state.stage.value if state.phase is Phase.OPEN else state.phase.value)
-        missing = {waiting.kind: waiting.missing}
-        metrics.waiting(self.job_id, clients=missing.get("clients", 0), updates=missing.get("updates", 0))
-        self._changed()
-
-    def _log(self, event: str, attempt: Attempt, **fields: object) -> None:
-        where = {
-            "job": self.job_id,
-            "kind": attempt.kind.value,
-            "version": attempt.version,
-            "attempt": attempt.record.attempt,
-        }
-        log.info(event, extra={**where, **fields})
+        found = await self._services.in_worker(partial(recover, self.record, self.plan, self.layout, self._services))
+        self.latest, self._scheduler, self.attempt, self.traffic.before, self.orders.counted, privacy = found
+        self.books = Books(privacy, self._services, self.plan)
+        self.record = await self._added_up()

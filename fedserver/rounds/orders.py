@@ -65,5 +65,6 @@ class Orders:
             base_revision="" if latest is None else latest.revision,
             changed_since=0 if latest is None else latest.changed_since,
             base_digest=base_digest or "",
+            clip=0.0 if latest is None or attempt.kind is not WorkKind.TRAIN else latest.clip or 0.0,
             counted_in=self.counted.of(client, attempt.version) if attempt.kind is WorkKind.TRAIN else 0,
         )

@@ -17,7 +17,9 @@ from fedcore.layout import Layout
 from fedcore.messages import UpdateHeader, WorkKind
 from fedcore.part import Part
 from fedcore.sending import Sending, spread
+from fedprivacy.jobs import Accounting, with_noise
 from fedserver.rounds.fitness import misfits_of
+from fedserver.rounds.private_fitness import check_countable, private_misfits_of
 from fedserver.rounds.start import GradientStart, gradient_start
 
 INITIAL: Final = build_pipeline([{"codec": "raw"}])
@@ -31,7 +33,7 @@ MAX_BOUNDS: Final = 64
 class Plan:
     """A job with its pipelines, rule and optimiser, what its clients send of the state, and how it starts.
 
-    `start` is None for a job that does not start from its clients' gradients.
+    `start` is None for a job that does not start from its clients' gradients, `accounting` for one that is not private.
     """
 
     job: Job
@@ -41,6 +43,7 @@ class Plan:
     optimizer: ServerOptimizer
     sending: Sending
     start: GradientStart | None = None
+    accounting: Accounting | None = None
     _bounds: dict[tuple[WorkKind, str], int] = field(default_factory=dict, init=False, repr=False, compare=False)
     """By kind and layout's digest."""
 
@@ -116,7 +119,9 @@ class Plan:
 
 
 def make_plan(job: Job, source: str) -> Plan:
-    """Build a job's plugins. The plan's job has its presets written out.
+    """Build a job's plugins. The plan's job has its presets written out, and the noise that its epsilon allows.
+
+    Finding that takes seconds.
 
     Raises:
         JobFileError: a plugin is unknown, its parameters are wrong, or the parts do not fit; every problem at once.
@@ -140,11 +145,20 @@ def make_plan(job: Job, source: str) -> Plan:
     if problems or uplink is None or downlink is None or rule is None or optimizer is None:
         raise JobFileError(source, problems)
     try:
-        plan = Plan(job, uplink, downlink, rule, optimizer, Sending.of(job.adapter), gradient_start(job))
+        sending, start = Sending.of(job.adapter), gradient_start(job)
     except InvalidInput as error:
         raise JobFileError(source, [str(error)]) from error
-    if misfits := misfits_of(job, uplink, downlink, rule, plan.sending):
+    misfits = misfits_of(job, uplink, downlink, rule, sending)
+    if (accounting := Accounting.of(job)) is not None:
+        misfits += private_misfits_of(accounting, uplink, rule)
+    if misfits:
         raise JobFileError(source, misfits)
+    try:
+        if (accounting := Accounting.of(job := with_noise(job))) is not None:
+            check_countable(accounting)
+    except InvalidInput as error:
+        raise JobFileError(source, [str(error)]) from error
+    plan = Plan(job, uplink, downlink, rule, optimizer, sending, start, accounting)
     try:
         plan.open_fold(1)
     except InvalidInput as error:

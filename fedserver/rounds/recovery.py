@@ -11,6 +11,7 @@ from fedcore.messages import UpdateHeader, WorkKind
 from fedserver.rounds.attempt import Attempt, split_spool_key
 from fedserver.rounds.counted import Counted
 from fedserver.rounds.plan import Plan
+from fedserver.rounds.privacy import JobPrivacy, cohort_seed
 from fedserver.rounds.scheduler import Scheduler, stage_after
 from fedserver.rounds.services import Services
 from fedserver.rounds.traffic import Volume
@@ -29,6 +30,7 @@ class Recovered(NamedTuple):
     attempt: Attempt | None
     volume: Volume
     counted: Counted
+    privacy: JobPrivacy | None
 
 
 def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Services) -> Recovered:
@@ -56,7 +58,7 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
     scheduler = Scheduler.resume(
         job.schedule,
         job.job.rounds,
-        job.job.seed,
+        cohort_seed(job),
         services.clock.now_s(),
         latest_version=None if latest is None else latest.version,
         attempt=len(tried) if attempt is None else attempt.record.attempt,
@@ -68,7 +70,8 @@ def recover(record: JobRecord, plan: Plan, layout: Layout | None, services: Serv
     )
     volume = Volume.of(store.versions(record.job_id))
     counted = Counted.recovered(job, store, record.job_id)
-    return Recovered(latest, scheduler, attempt, volume, counted)
+    privacy = None if plan.accounting is None else JobPrivacy.recovered(plan.accounting, store, record.job_id)
+    return Recovered(latest, scheduler, attempt, volume, counted, privacy)
 
 
 def _reopen(record: AttemptRecord, plan: Plan, layout: Layout | None, services: Services) -> Attempt:

@@ -106,9 +106,13 @@ Event = Available | Unavailable | Accepted | Dropped | Taken | Written | Tick
 
 @dataclass(frozen=True)
 class Assign:
-    """Give this stage's work to `clients`; none of them counts as available until the next `Available`."""
+    """Give this stage's work to `clients`; none of them counts as available until the next `Available`.
+
+    They were drawn from `available` candidates.
+    """
 
     clients: tuple[str, ...]
+    available: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -276,7 +280,7 @@ class Scheduler:
             self.available -= self.working  # else a client lost to another job is chosen again until no try is left
             self.phase = Phase.OPEN
             self.since_s, self.deadline_s = now_s, now_s + self.schedule.deadline_s
-            return [Assign(chosen)]
+            return [Assign(chosen, len(candidates))]
         if not late:
             return []
         if self.stage is WorkKind.EVALUATE:  # nobody came to evaluate: the result stands without figures

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from fedcore.clock import Clock
 from fedserver.metrics import Metrics
@@ -12,6 +15,8 @@ from fedserver.rounds.fleet import Fleet
 from fedserver.state.base import Blobs, Store
 from fedserver.state.journal import Journal
 from fedserver.state.vault import Vault
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class Services:
     clock: Clock
     metrics: Metrics
     workers: Executor
+
+    async def in_worker(self, work: Callable[[], T]) -> T:
+        """Do what takes long in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
     @cached_property
     def vault(self) -> Vault:

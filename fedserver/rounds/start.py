@@ -41,7 +41,13 @@ class GradientStart:
         """How clients send their gradients."""
         return build_pipeline([self.params.gradient_codec])
 
-    def factors(self, layout: Layout, base_D: Vector, frames: Frames) -> tuple[Vector, Vector]:
+    def factors(
+        self,
+        layout: Layout,
+        base_D: Vector,
+        frames: Frames,
+        noise: Callable[[npt.NDArray[np.float64]], None] | None = None,
+    ) -> tuple[Vector, Vector]:
         """Return the values that are trained from, and the basis, both in the order of the layout.
 
         Memory does not grow with the clients: frames are opened one by one, for models of more than `SUMMED_VALUES`
@@ -51,6 +57,7 @@ class GradientStart:
             layout: of the job, with its basis.
             base_D: the values of version 0; those of each R are replaced.
             frames: opens each client's gradients, checked before, always in the same order.
+            noise: is added to the sum of all clients, each value of which it is given once; None: nothing is.
 
         Raises:
             JobFailed: a sum of gradients is 0 everywhere; the text names the layer.
@@ -59,6 +66,8 @@ class GradientStart:
         ranks = {module: rank for module, (_, _, rank) in basis_modules(layout).items()}
         for matrices in _batches(gradients):
             total_D = self._sum(gradients, matrices, frames)
+            if noise is not None:
+                noise(total_D)
             for module, (m, n), at in ((t.name, t.shape, t.offset - matrices[0].offset) for t in matrices):
                 try:
                     begun = start(total_D[at : at + m * n].reshape(m, n), ranks[module], self.params.step)

@@ -199,6 +199,7 @@ def _order(order: Assignment | Cancel | Answer) -> pb.SessionReply:
             assignment.base_revision = order.base_revision
             assignment.changed_since = order.changed_since
             assignment.base_digest = order.base_digest
+            assignment.clip = order.clip
             return reply
 
 

@@ -21,6 +21,7 @@ from fedserver.state.records import (
     ClientRecord,
     JobRecord,
     Record,
+    ReleaseRecord,
     TokenRecord,
     UpdateRecord,
     VersionRecord,
@@ -104,6 +105,10 @@ class Store(Protocol):
 
     def update(self, update_id: str) -> UpdateRecord | None:
         """Return the update of that id."""
+        ...
+
+    def releases(self, job_id: str) -> list[ReleaseRecord]:
+        """Return what a job's clients have let out."""
         ...
 
     def blob(self, digest: str) -> BlobRecord | None:

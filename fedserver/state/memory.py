@@ -20,6 +20,7 @@ from fedserver.state.records import (
     ClientRecord,
     JobRecord,
     Record,
+    ReleaseRecord,
     TokenRecord,
     UpdateRecord,
     VersionRecord,
@@ -121,6 +122,10 @@ class MemoryStore:
     def update(self, update_id: str) -> UpdateRecord | None:
         """See `Store.update`."""
         return self._one(UpdateRecord, update_id)
+
+    def releases(self, job_id: str) -> list[ReleaseRecord]:
+        """See `Store.releases`."""
+        return [record for record in self._all(ReleaseRecord) if record.job_id == job_id]
 
     def blob(self, digest: str) -> BlobRecord | None:
         """See `Store.blob`."""

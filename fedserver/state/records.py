@@ -65,6 +65,8 @@ class JobRecord:
         base_digest: of the base model that it is for (`fedcore.messages.UpdateHeader`): what the job file pins, else
             what version 0 was made with; None: not known yet, or nothing is frozen.
         adapter_blob: the PEFT weights (safetensors) whose values version 0 has; None: it has what the adapter draws.
+        privacy: what a private job had spent when this was written (`fedserver.rounds.privacy.Spending`), JSON; None:
+            it is not private, or has no version yet.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("job_id",)
@@ -79,6 +81,7 @@ class JobRecord:
     layout: bytes | None = None
     base_digest: str | None = None
     adapter_blob: str | None = None
+    privacy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class AttemptRecord:
     Attributes:
         outcome: empty while it is open, then "closed" or "abandoned".
         reason: why it was abandoned.
+        available: how many clients there were to choose from.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("job_id", "version", "attempt", "kind")
@@ -101,6 +105,7 @@ class AttemptRecord:
     closed_at: float | None = None
     outcome: str = ""
     reason: str = ""
+    available: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,8 @@ class VersionRecord:
         revision: of the frozen matrices; empty as long as they are as they were.
         changed_since: the version whose change is the first that is needed by who has none; 0: there is none.
         changed_bytes: of the changes from then on.
+        epsilon: what the job has spent by it, of the client that has released most; None: it is not private.
+        clip: of the updates that are computed from it; None: what the job says.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("job_id", "version")
@@ -202,6 +209,28 @@ class VersionRecord:
     revision: str = ""
     changed_since: int = 0
     changed_bytes: int = 0
+    epsilon: float | None = None
+    clip: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRecord:
+    """What clients of a private job have let out with one attempt. Written before anything is computed from it.
+
+    Attributes:
+        clients: their names, as a JSON list.
+        released: what each of them has (`fedprivacy.events.Release`), JSON.
+    """
+
+    KEY: ClassVar[tuple[str, ...]] = ("job_id", "version", "attempt", "kind")
+
+    job_id: str
+    version: int
+    attempt: int
+    kind: WorkKind
+    clients: str
+    released: str
+    released_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,5 +255,6 @@ Record: TypeAlias = (
     | AssignmentRecord
     | UpdateRecord
     | VersionRecord
+    | ReleaseRecord
     | BlobRecord
 )

@@ -28,6 +28,7 @@ from fedserver.state.records import (
     JobRecord,
     JobStatus,
     Record,
+    ReleaseRecord,
     TokenRecord,
     UpdateRecord,
     VersionRecord,
@@ -53,13 +54,14 @@ CREATE TABLE IF NOT EXISTS jobs (
     position INTEGER PRIMARY KEY,
     job_id TEXT NOT NULL, name TEXT NOT NULL, spec BLOB NOT NULL, status TEXT NOT NULL,
     submitted_at REAL NOT NULL, finished_at REAL, failure TEXT NOT NULL, layout BLOB,
-    base_digest TEXT, adapter_blob TEXT,
+    base_digest TEXT, adapter_blob TEXT, privacy TEXT,
     UNIQUE (job_id)
 );
 CREATE TABLE IF NOT EXISTS attempts (
     position INTEGER PRIMARY KEY,
     job_id TEXT NOT NULL, version INTEGER NOT NULL, attempt INTEGER NOT NULL, kind TEXT NOT NULL,
     opened_at REAL NOT NULL, deadline_at REAL NOT NULL, closed_at REAL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+    available INTEGER NOT NULL,
     UNIQUE (job_id, version, attempt, kind)
 );
 CREATE TABLE IF NOT EXISTS assignments (
@@ -86,7 +88,14 @@ CREATE TABLE IF NOT EXISTS versions (
     uplink_bytes INTEGER NOT NULL, downlink_bytes INTEGER NOT NULL, created_at REAL NOT NULL, metrics TEXT NOT NULL,
     raw_uplink_bytes INTEGER NOT NULL, encoding_error REAL, basis_blob TEXT,
     change_blob TEXT, revision TEXT NOT NULL, changed_since INTEGER NOT NULL, changed_bytes INTEGER NOT NULL,
+    epsilon REAL, clip REAL,
     UNIQUE (job_id, version)
+);
+CREATE TABLE IF NOT EXISTS releases (
+    position INTEGER PRIMARY KEY,
+    job_id TEXT NOT NULL, version INTEGER NOT NULL, attempt INTEGER NOT NULL, kind TEXT NOT NULL,
+    clients TEXT NOT NULL, released TEXT NOT NULL, released_at REAL NOT NULL,
+    UNIQUE (job_id, version, attempt, kind)
 );
 CREATE TABLE IF NOT EXISTS blobs (
     position INTEGER PRIMARY KEY,
@@ -103,6 +112,7 @@ _TABLES: Final[dict[type, str]] = {
     AssignmentRecord: "assignments",
     UpdateRecord: "updates",
     VersionRecord: "versions",
+    ReleaseRecord: "releases",
     BlobRecord: "blobs",
 }
 _LOG_PAGES: Final = 4096
@@ -221,6 +231,10 @@ class SqliteStore:
     def update(self, update_id: str) -> UpdateRecord | None:
         """See `Store.update`."""
         return _only(self._read(UpdateRecord, update_id=update_id))
+
+    def releases(self, job_id: str) -> list[ReleaseRecord]:
+        """See `Store.releases`."""
+        return self._read(ReleaseRecord, job_id=job_id)
 
     def blob(self, digest: str) -> BlobRecord | None:
         """See `Store.blob`."""

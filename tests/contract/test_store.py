@@ -25,6 +25,7 @@ from fedserver.state.records import (
     JobRecord,
     JobStatus,
     Record,
+    ReleaseRecord,
     TokenRecord,
     UpdateRecord,
     VersionRecord,
@@ -56,7 +57,8 @@ UPDATE = UpdateRecord(
 )
 VERSION = VersionRecord("j1", 1, "cd" * 32, "ef" * 32, b"RTF1", "ab" * 32, None, 3, 90, 1000, 2000, 7.0)
 BLOB = BlobRecord("cd" * 32, b"\x00state\xff")
-ONE_OF_EACH: tuple[Record, ...] = (CLIENT, TOKEN, JOB, ATTEMPT, ASSIGNMENT, UPDATE, VERSION, BLOB)
+RELEASE = ReleaseRecord("j1", 0, 0, WorkKind.TRAIN, '["alice"]', "{}", 9.0)
+ONE_OF_EACH: tuple[Record, ...] = (CLIENT, TOKEN, JOB, ATTEMPT, ASSIGNMENT, UPDATE, VERSION, RELEASE, BLOB)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -80,6 +82,8 @@ def test_every_kind_of_record_comes_back_as_it_was_written(store: Store) -> None
     assert store.updates("j1", 0) == [UPDATE]
     assert store.update(UPDATE.update_id) == UPDATE
     assert store.versions("j1") == [VERSION]
+    assert store.releases("j1") == [RELEASE]
+    assert store.releases("j2") == []
     assert store.version("j1", 1) == VERSION
     assert store.latest_version("j1") == VERSION
     assert store.blob(BLOB.digest) == BLOB
@@ -245,7 +249,8 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(ClientRecord, IDS, TEXTS, BYTES, TIMES, TIMES, MAYBE_TIMES),
     st.builds(TokenRecord, IDS, TEXTS, TIMES, TIMES, MAYBE_TIMES),
     st.builds(JobRecord, IDS, TEXTS, BYTES, st.sampled_from(JobStatus), TIMES, MAYBE_TIMES, TEXTS, st.none() | BYTES),
-    st.builds(AttemptRecord, IDS, SMALL, SMALL, KINDS, TIMES, TIMES, MAYBE_TIMES, TEXTS, TEXTS),
+    st.builds(AttemptRecord, IDS, SMALL, SMALL, KINDS, TIMES, TIMES, MAYBE_TIMES, TEXTS, TEXTS, SMALL),
+    st.builds(ReleaseRecord, IDS, SMALL, SMALL, KINDS, TEXTS, TEXTS, TIMES),
     st.builds(AssignmentRecord, IDS, IDS, SMALL, SMALL, KINDS, TEXTS, TIMES, TEXTS, TEXTS),
     st.builds(
         UpdateRecord,

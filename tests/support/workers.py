@@ -24,5 +24,5 @@ class PlainWorker:
     def restore_base(self, work: Work) -> None:
         raise AssertionError("no job here changes its base")
 
-    def gradient(self, work: Work, base_D: Vector, samples: int, *, stop: object = None) -> Gradient:
+    def gradient(self, work: Work, base_D: Vector, samples: int, **options: object) -> Gradient:
         raise AssertionError("no job here starts from gradients")

@@ -158,6 +158,17 @@ class HfTask(Task):
         module: nn.Module = model
         return module
 
+    def outputs(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the scores of each place, or of each text.
+
+        Raises:
+            ConfigError: the device does not compute in bfloat16, and the job says so.
+        """
+        self._check_device(inputs.device)
+        config: Any = model.config
+        scores: Tensor = model(**as_batch(inputs, config.pad_token_id)).logits
+        return scores
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy over what is to be predicted."""
         return nn.functional.cross_entropy(*self.align(outputs, targets))
@@ -173,15 +184,13 @@ class HfTask(Task):
 
         Raises:
             OutOfMemory: with advice.
-            ConfigError: the device does not compute in bfloat16, and the job says so.
+            ConfigError: as for `outputs`.
         """
-        self._check_device(data.inputs.device)
         with self._advising(f"a step of {run.settings.batch_size} examples"):
             return self._train(model, data, run)
 
     def add_gradients(self, model: AdaptedModel, data: Split, run: TrainingRun, samples: int) -> int:
         """See `Task.add_gradients`: a batch counts as its mean loss times its examples; raises like `train`."""
-        self._check_device(data.inputs.device)
         model.module.eval()
         order_N = torch.randperm(len(data), generator=run.generator).to(data.inputs.device)[:samples]
         done = 0
@@ -194,7 +203,6 @@ class HfTask(Task):
 
     def evaluate(self, model: nn.Module, data: Split) -> dict[str, float]:
         """Return the metrics as means over all that is to be predicted; raises like `train`."""
-        self._check_device(data.inputs.device)
         totals: dict[str, float] = {}
         model.eval()
         config: Any = model.config
@@ -203,7 +211,7 @@ class HfTask(Task):
             for rows in _bounded(lengths_of(data.inputs), EVALUATION_VALUES // width):
                 targets = data.targets[rows]
                 weight = self._num_predicted(targets)
-                for name, value in self.metrics(_scores(model, data.inputs[rows]), targets).items():
+                for name, value in self.metrics(self.outputs(model, data.inputs[rows]), targets).items():
                     totals[name] = totals.get(name, 0.0) + value * weight
         total = self._num_predicted(data.targets)
         return {name: value / total for name, value in totals.items()}
@@ -237,7 +245,7 @@ class HfTask(Task):
         num_predicted, summed = self._num_predicted(data.targets[rows]), 0.0
         for part in torch.chunk(rows, self.params.gradient_accumulation):
             targets = data.targets[part]
-            loss = self.loss(_scores(model, data.inputs[part]), targets) * self._num_predicted(targets)
+            loss = self.loss(self.outputs(model, data.inputs[part]), targets) * self._num_predicted(targets)
             (loss * (scale / num_predicted)).backward()  # type: ignore[no-untyped-call]
             summed += loss.item()
         return summed
@@ -306,12 +314,6 @@ class HfTask(Task):
                 + ("" if params.bf16 else " task.bf16 = true,")
                 + " a shorter task.max_length"
             ) from error
-
-
-def _scores(model: nn.Module, inputs: Tensor) -> Tensor:
-    config: Any = model.config
-    scores: Tensor = model(**as_batch(inputs, config.pad_token_id)).logits
-    return scores
 
 
 def _bounded(lengths_N: Tensor, max_tokens: int) -> Iterator[Tensor]:

@@ -311,6 +311,7 @@ class Assignment(_message.Message):
     BASE_DIGEST_FIELD_NUMBER: _builtins.int
     BASE_REVISION_FIELD_NUMBER: _builtins.int
     CHANGED_SINCE_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
     job_id: _builtins.str
     job: _builtins.bytes
@@ -340,6 +341,8 @@ class Assignment(_message.Message):
     """Of the frozen matrices that the work is to be done with (docs/wire-format.md). Empty: as they were in the beginning."""
     changed_since: _builtins.int
     """The version whose change of them is the first that a client needs which has none; each one from then on has one."""
+    clip: _builtins.float
+    """Largest L2 norm of the update, where it follows the updates' norms. 0: what the job says."""
     def __init__(
         self,
         *,
@@ -359,10 +362,11 @@ class Assignment(_message.Message):
         base_digest: _builtins.str = ...,
         base_revision: _builtins.str = ...,
         changed_since: _builtins.int = ...,
+        clip: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_revision", b"base_revision", "basis_digest", b"basis_digest", "changed_since", b"changed_since", "counted_in", b"counted_in", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "base_digest", b"base_digest", "base_revision", b"base_revision", "basis_digest", b"basis_digest", "changed_since", b"changed_since", "clip", b"clip", "counted_in", b"counted_in", "deadline_ms", b"deadline_ms", "frame", b"frame", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "job", b"job", "job_id", b"job_id", "kind", b"kind", "layout_digest", b"layout_digest", "seed", b"seed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -123,7 +123,7 @@ def test_measuring_leaves_weights_and_what_is_trained_as_they_were() -> None:
     assert first.any()
     assert measured(model).tobytes() == first.tobytes(), "something was left over"
     assert [name for name, value in model.module.named_parameters() if value.requires_grad] == trained
-    assert trained == ["first.lora_R", "second.lora_R", "third.lora_R"]
+    assert trained == ["first.lora_R.weight", "second.lora_R.weight", "third.lora_R.weight"]
     for name, value in model.module.named_parameters():
         assert torch.equal(value, before[name])
         assert value.grad is None
@@ -156,7 +156,7 @@ def test_the_gradient_of_r_is_the_dense_gradient_seen_through_the_factors() -> N
     for path, (b_mr, _, a_rn) in triples(model).items():
         layer: Any = model.module.get_submodule(path)
         expected = b_mr.T @ dense_gradient(merged, path) @ a_rn.T
-        assert np.abs(layer.lora_R.grad.numpy() - expected).max() < 1e-5, path
+        assert np.abs(layer.lora_R.weight.grad.numpy() - expected).max() < 1e-5, path
         assert layer.lora_A.grad is None
         assert layer.lora_B.grad is None
     torch.testing.assert_close(model.module(inputs), merged(inputs), rtol=0, atol=1e-5)

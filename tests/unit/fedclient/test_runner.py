@@ -24,6 +24,7 @@ from fedclient.runner import ClientRunner
 from fedclient.trainer import Evaluation, Stopped, Trained, Work
 from fedclient.updates import update_id_of
 from fedcodec import build_pipeline
+from fedcore.draws import PrivateDraws
 from fedcore.errors import FedError, NotFound, Unauthenticated, UnknownPlugin, Unreachable, UpdateResult
 from fedcore.identity import verify
 from fedcore.jobfile import parse_job
@@ -120,6 +121,7 @@ class Worker(PlainWorker):
         work: Work,
         base_D: Vector,
         *,
+        draws: PrivateDraws | None = None,
         progress: Callable[[float], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Trained:

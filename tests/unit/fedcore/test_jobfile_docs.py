@@ -20,16 +20,39 @@ TEXT = (DOCS / "job-file.md").read_text(encoding="utf-8")
 SCHEMA = job_schema()
 
 
-def section_schema(section: str) -> dict[str, Any]:
-    section, _, key = section.partition(".")
-    reference: str = SCHEMA["properties"][section]["$ref"]
-    if key:
-        (reference,) = [each["$ref"] for each in section_schema(section)["properties"][key]["anyOf"] if "$ref" in each]
+def behind(reference: str) -> dict[str, Any]:
     found: dict[str, Any] = SCHEMA["$defs"][reference.rpartition("/")[2]]
     return found
 
 
-SECTIONS = [*SCHEMA["properties"], "compression.error_feedback"]
+MECHANISMS = {
+    mechanism: behind(reference)
+    for mechanism, reference in SCHEMA["properties"]["privacy"]["anyOf"][0]["discriminator"]["mapping"].items()
+}
+COMMON = set.intersection(*(set(each["properties"]) for each in MECHANISMS.values()))
+
+
+def section_schema(section: str) -> dict[str, Any]:
+    section, _, key = section.partition(".")
+    if section == "privacy" and key in ("", *MECHANISMS):
+        schema = MECHANISMS[key or "dp-sgd"]
+        wanted = COMMON if not key else set(schema["properties"]) - COMMON
+        return {**schema, "properties": {name: each for name, each in schema["properties"].items() if name in wanted}}
+    if section == "privacy":
+        properties = next(each["properties"] for each in MECHANISMS.values() if key in each["properties"])
+    elif key:
+        properties = section_schema(section)["properties"]
+    else:
+        return behind(SCHEMA["properties"][section]["$ref"])
+    (reference,) = [each["$ref"] for each in properties[key]["anyOf"] if "$ref" in each]
+    return behind(reference)
+
+
+SECTIONS = [
+    *SCHEMA["properties"],
+    "compression.error_feedback",
+    *(f"privacy.{key}" for key in (*MECHANISMS, "start", "adaptive")),
+]
 KEYS = [(section, key) for section in SECTIONS for key in section_schema(section)["properties"]]
 
 
@@ -43,8 +66,8 @@ def documented() -> dict[tuple[str, str], list[str]]:
     for line in TEXT.splitlines():
         if heading := re.match(r"## `\[(\w+)\]`", line):
             section = heading[1]
-        elif inner := re.match(r"`(\w+)` has two keys of its own:$", line):
-            section = f"{section}.{inner[1]}"
+        elif inner := re.match(r"`([\w-]+)` has (?:two )?keys of its own:$", line):
+            section = f"{section.partition('.')[0]}.{inner[1]}"
         elif row := re.match(r"\| `(\w+)` \| (.*) \|$", line):
             rows[section, row[1]] = row[2].split(" | ")
     return rows
@@ -60,9 +83,12 @@ def test_documented_type_default_and_bounds_are_the_real_ones(section: str, key:
     schema = section_schema(section)["properties"][key]
     (value, *_) = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
 
-    words = {None: "table", "integer": "integer", "number": "number", "array": "list of stages"}
+    words = {None: "table", "integer": "integer", "number": "number", "array": "list of stages", "boolean": "boolean"}
     assert kind == words.get(value.get("type"), "name" if value.get("pattern") == NAME_PATTERN else "text")
 
+    if key == "mechanism":
+        assert all(f'"{mechanism}"' in bounds for mechanism in MECHANISMS)
+        return
     if key in section_schema(section).get("required", []):
         assert default == "required"
     elif schema.get("default") is not None:
@@ -136,6 +162,9 @@ def reader_accepts(tree: object) -> bool:
         ("compression", {"uplink": [{"codec": "top-k", "fraction": 0.01}, {"codec": "rice"}]}),
         ("aggregator", {"max_abs": 0.5, "max_examples": 2**31}),
         ("server_optimizer", {"name": "adam", "beta": 0.9}),
+        ("privacy", {"mechanism": "dp-sgd", "clip": 1, "noise_multiplier": 1.1, "delta": 1e-5, "sampling": 0.1}),
+        ("privacy", {"mechanism": "dp-fedavg", "clip": 1, "epsilon": 3, "delta": 1e-5, "adaptive": {"rate": 0.1}}),
+        ("privacy", {"mechanism": "rqm", "delta": 1e-5, "start": {"clip": 1.0, "noise_multiplier": 2}}),
         ("schedule", {"over_select": 1.3, "buffer": 4, "quorum": 2, "deadline_s": 0.001, "max_retries": 0}),
     ],
 )
@@ -167,6 +196,10 @@ def test_schema_accepts_what_the_reader_accepts(section: str, keys: dict[str, An
         ("compression", {"uplink": "raw"}),
         ("aggregator", {"max_abs": 0}),
         ("server_optimizer", {"name": ""}),
+        ("privacy", {"mechanism": "dp", "delta": 1e-5}),
+        ("privacy", {"mechanism": "rqm", "delta": 0}),
+        ("privacy", {"mechanism": "rqm", "delta": 1e-5, "clip": 1}),
+        ("privacy", {"mechanism": "dp-sgd", "clip": 0, "noise_multiplier": 1.1, "delta": 1e-5, "sampling": 0.1}),
         ("schedule", {"cohort": 0}),
         ("schedule", {"over_select": 0.5}),
         ("schedule", {"deadline_s": 0}),
