@@ -13,9 +13,12 @@ import pytest
 from fedcodec.quantisers import rqm
 from fedcodec.transforms import Clip
 from fedcore.draws import PrivateDraws
+from fedcore.jobfile import Job
 from fedprivacy.accountant import guarantee
 from fedprivacy.events import Adjacency, History, Mechanism, Release, Trust, Unit
+from fedprivacy.jobs import Accounting, Round
 from fedprivacy.planning import sampling_of
+from tests.support.exports import make_job
 
 Array = npt.NDArray[np.float64]
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -32,6 +35,22 @@ def claim(
     release = Release(mechanisms=mechanisms, sampling=sampling_of(rate), count=count)
     history = History(unit=Unit.CLIENT, adjacency=adjacency, trust=Trust.LOCAL, releases=(release,))
     return guarantee(history, delta).epsilon
+
+
+def private_job(mechanism: str, delta: float, **privacy: Any) -> Job:
+    """Return a job with that mechanism; its quorum is 3."""
+    weights = {} if mechanism == "dp-sgd" else {"aggregator": {"rule": "weighted-mean", "max_examples": 1}}
+    return make_job(privacy={"mechanism": mechanism, "delta": delta, **privacy}, **weights)
+
+
+def claim_of(job: Job, delta: float, *, clients: int = 3, adjacency: Adjacency | None = None) -> float:
+    """Return the epsilon that is stated for one release of a client, or one step, in a job."""
+    accounting = Accounting.of(job)
+    assert accounting is not None
+    once = accounting.trained(Round(clients, clients, clients), 3).model_copy(update={"count": 1})
+    return guarantee(
+        accounting.history(once).model_copy(update={"adjacency": adjacency or accounting.adjacency}), delta
+    ).epsilon
 
 
 # -- bugs ------------------------------------------------------------------------------------------------------------
