@@ -37,6 +37,8 @@ def clipped(delta_D: Vector, clip: float) -> Vector:
 
 def noised(delta_D: Vector, std: float, draws: PrivateDraws) -> Vector:
     """Return the vector plus a normal draw of standard deviation `std` for each value; summed in float64."""
+    if not std:
+        return delta_D
     noisy_D: Vector = (delta_D + std * draws.standard_normal(delta_D.size)).astype(np.float32)
     return noisy_D
 

@@ -1,13 +1,15 @@
 """Training that hides each example: DP-SGD (Abadi et al., Deep Learning with Differential Privacy, 2016).
 
 The number of examples is taken to be known. An example changes what a step adds up by at most `clip`, if its loss does
-not depend on the others of its batch; what breaks that, as far as it can be seen, is refused.
+not depend on the others of its batch; what breaks that, as far as it can be seen, is refused. Errors go to the
+operator, so they hold no figures of the data.
 
 Shape legend: N examples of this client, B of them in a batch, worked through M at a time.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -27,6 +29,8 @@ from fedclient.tasks.supervised import make_optimizer
 from fedcore.draws import PrivateDraws
 from fedcore.errors import ConfigError, InvalidInput
 from fedcore.layout import Vector
+
+_log: Final = logging.getLogger(__name__)
 
 # What it sets on modules and parameters.
 _OF_OPACUS: Final = (
@@ -221,9 +225,8 @@ class _Sums:
             if parameter.grad is None:
                 each = torch.zeros(len(rows_M), *parameter.shape, device=parameter.device)
             if not isinstance(each, Tensor) or each.shape != (len(rows_M), *parameter.shape):
-                number = len(each) if isinstance(each, Tensor) else "none"
                 raise InvalidInput(
-                    f"{self._name_of(parameter)}: {number} gradients of {len(rows_M)} single examples; {_ADVICE}"
+                    f"{self._name_of(parameter)}: gradients of single examples cannot be told apart; {_ADVICE}"
                 )
             found.append(each)
         return found
@@ -240,6 +243,8 @@ class _Sums:
                     f"{name or 'the model'}: {type(module).__name__} mixes the examples of a batch, and then none can"
                     " be hidden; take a model with layer or group normalisation"
                 )
+        if self.at_once == 1:
+            return
         first = torch.zeros(1, dtype=torch.int64, device=self.data.inputs.device)
         self.model.module.eval()
         with torch.no_grad():
@@ -249,8 +254,8 @@ class _Sums:
         self.model.module.train()
         if math.isfinite(alone) and not math.isclose(alone, beside, rel_tol=2e-2, abs_tol=1e-3):
             raise InvalidInput(
-                f"an example's loss is {alone:.6g} alone and {beside:.6g} beside another: the model or the loss mixes"
-                " the examples of a batch, and then none can be hidden"
+                "an example's loss beside another is not what it is alone: the model or the loss mixes the examples of"
+                " a batch, and then none can be hidden; with training.batch_size = 1 each is alone"
             )
 
     def check_gradients(self) -> None:
@@ -277,7 +282,7 @@ class _Sums:
     def _losses(self, rows_M: Tensor) -> list[Tensor]:
         outputs = self.task.outputs(self.model.module, self.data.inputs[rows_M])
         if len(outputs) != len(rows_M):
-            raise InvalidInput(f"the model gives {len(outputs)} outputs for {len(rows_M)} examples")
+            raise InvalidInput("the model does not give one output for each example, along the first axis")
         # Split, not indexed: the gradient of an index is as large as all outputs.
         singles = zip(torch.split(outputs, 1), torch.split(self.data.targets[rows_M], 1), strict=True)
         return [self.task.loss(output, target) for output, target in singles]
@@ -337,7 +342,8 @@ def _advising() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise InvalidInput(f"gradients of single examples cannot be computed: {error}; {_ADVICE}") from error
+        _log.exception("gradients of single examples cannot be computed")
+        raise InvalidInput(f"gradients of single examples cannot be computed, the log says why; {_ADVICE}") from error
 
 
 def _gradient_of(parameter: nn.Parameter) -> Tensor:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from fedclient.declining import Declined, declining
 from fedclient.frozen import Frozen
+from fedclient.hiding import draws_of, hidden
 from fedclient.pieces import Pieces
 from fedclient.plans import JobPlan, Plans, check_base
 from fedclient.residuals import Residuals, corrected, encoding_error
@@ -127,29 +128,42 @@ class UpdateMaker:
             work = self._plans.work(assignment, plan.job)
             self.frozen.check(assignment)
             base_D = plan.downlink.decode(frame, plan.layout.moving.sizes)
-            if assignment.kind is WorkKind.GRADIENT:
-                return self._gradient(assignment, plan, work, base_D, stop)
             if assignment.kind is WorkKind.EVALUATE:
-                measured = self._worker.evaluate(work, base_D)
-                return self._sign(assignment, plan.layout, Pieces(), evaluation=measured)
-            trained = self._worker.train(work, base_D, progress=progress, stop=stop)
-            encoded = self._encode(assignment, plan, trained.delta_D)
+                return self._sign(assignment, plan.layout, Pieces(), evaluation=self._measured(plan, work, base_D))
+            draws = draws_of(plan.job, assignment, self._client)
+            if assignment.kind is WorkKind.GRADIENT:
+                return self._gradient(assignment, plan, work, base_D, draws, stop)
+            trained = self._worker.train(work, base_D, draws=draws, progress=progress, stop=stop)
+            update = hidden(plan.job, assignment, trained.delta_D, draws)
+            encoded = self._encode(assignment, plan, update.delta_D, draws)
             return self._sign(
                 assignment,
                 plan.layout,
                 encoded.frame,
-                encoding_error=encoded.error,
-                num_examples=trained.num_examples,
+                encoding_error=encoded.error if draws is None else None,
+                num_examples=_told(plan.job, trained.num_examples),
                 metrics=trained.metrics,
                 evaluation=trained.evaluation,
+                within_clip=update.within_clip,
             )
 
+    def _measured(self, plan: JobPlan, work: Work, base_D: Vector) -> Evaluation | None:
+        """Measure, unless that is nobody's business."""
+        privacy = plan.job.privacy
+        return self._worker.evaluate(work, base_D) if privacy is None or privacy.evaluation else None
+
     def _gradient(
-        self, assignment: Assignment, plan: JobPlan, work: Work, base_D: Vector, stop: threading.Event
+        self,
+        assignment: Assignment,
+        plan: JobPlan,
+        work: Work,
+        base_D: Vector,
+        draws: PrivateDraws | None,
+        stop: threading.Event,
     ) -> Update:
         """Return the sum of the loss's gradients by the adapted weights, or its signs."""
         params = parse_params(LoraSbParams, plan.job.adapter.params, "adapter")
-        found = self._worker.gradient(work, base_D, params.samples, stop=stop)
+        found = self._worker.gradient(work, base_D, params.samples, draws=draws, stop=stop)
         rng = stream(assignment.seed, "encode")
         if params.votes:
             # One bit has no zero. A weight without a gradient, such as that of an input that is always 0, must not
@@ -158,14 +172,15 @@ class UpdateMaker:
             found.values[undecided] = rng.choice(np.array([-1, 1], dtype=np.float32), undecided.size)
         sizes = gradient_layout(plan.layout).sizes
         frame = Pieces(*build_pipeline([params.gradient_codec]).parts(found.values, rng, sizes))
-        measured = self._worker.evaluate(work, base_D)
-        return self._sign(assignment, plan.layout, frame, num_examples=found.num_examples, evaluation=measured)
+        told = _told(plan.job, found.num_examples)
+        measured = self._measured(plan, work, base_D)
+        return self._sign(assignment, plan.layout, frame, num_examples=told, evaluation=measured)
 
-    def _encode(self, assignment: Assignment, plan: JobPlan, delta_D: Vector) -> Encoded:
+    def _encode(self, assignment: Assignment, plan: JobPlan, delta_D: Vector, draws: PrivateDraws | None) -> Encoded:
         """Encode what training gave, and for a job with error feedback keep what that leaves out."""
         uplink, feedback = plan.uplink, plan.job.compression.error_feedback
         sizes = plan.sending.layout(plan.layout, self._client, assignment.version).sizes
-        rng = self._draws(assignment, uplink, delta_D)
+        rng = self._draws(assignment, uplink, delta_D) if draws is None else draws
         if uplink.traits.lossless or uplink.traits.private_draws:  # the error would tell of what was drawn
             return Encoded(Pieces(*uplink.parts(delta_D, rng, sizes)), None)
         values_D = delta_D if feedback is None else corrected(self._residuals, feedback, assignment, delta_D)
@@ -197,6 +212,7 @@ class UpdateMaker:
         metrics: Mapping[str, float] | None = None,
         evaluation: Evaluation | None = None,
         encoding_error: float | None = None,
+        within_clip: bool | None = None,
         rows: list[object] | None = None,
         base_digest: str | None = None,
     ) -> Update:
@@ -220,6 +236,7 @@ class UpdateMaker:
             "evaluated_examples": measured.num_examples,
             "evaluation": _finite(measured.metrics),
             "encoding_error": encoding_error,
+            "within_clip": within_clip,
             "layout": rows,
         }
         try:
@@ -234,6 +251,11 @@ class UpdateMaker:
 def update_id_of(assignment_id: str) -> str:
     """Return the id of an assignment's update: one and the same for every try, also after a crash."""
     return hashlib.sha256(f"update:{assignment_id}".encode()).hexdigest()[:32]
+
+
+def _told(job: Job, num_examples: int) -> int:
+    """Return how many examples a client says it has: of a private job no more than counts."""
+    return num_examples if job.privacy is None else min(num_examples, job.aggregator.max_examples)
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -33,7 +33,10 @@ class AdaptiveKeys(_Keys):
     quantile: float = Field(default=0.5, gt=0, lt=1, description="Share of updates that shall be below the clip.")
     rate: float = Field(default=0.2, gt=0, le=10, description="Learning rate of the clip's logarithm.")
     count_std: float | None = Field(
-        default=None, ge=1e-3, le=1_000_000, description="Noise on how many are below, in clients; default: cohort / 20."
+        default=None,
+        ge=1e-3,
+        le=1_000_000,
+        description="Noise on how many are below, in clients; default: cohort / 20.",
     )
 
 

@@ -6,6 +6,7 @@ Shape legend: D values in an update.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +32,9 @@ from fedprivacy.planning import noise_multiplier_for, sampling_of
 
 COUNT_STD_SHARE: Final = 1 / 20
 """Of the cohort: noise on how many updates are below the clip (Andrew et al., 2021)."""
+
+EVERYBODY: Final = "*"
+"""In a ledger: each client there is, in the round or not. No client has this name."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,10 @@ class Accounting:
     def is_secret(self) -> bool:
         """Whether cohorts are drawn in secret."""
         return isinstance(self.section, DpFedAvg) and self.section.secret_cohort
+
+    def charged(self, clients: Iterable[str]) -> tuple[str, ...]:
+        """Return who is charged for a round with these clients: all there are, where nobody knows who was drawn."""
+        return (EVERYBODY,) if self.is_secret else tuple(sorted(set(clients)))
 
     def history(self, *releases: Release) -> History:
         """Return what some releases are as a whole."""

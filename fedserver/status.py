@@ -10,7 +10,7 @@ from fedcore.jobfile import Job
 from fedserver.federation import Federation
 from fedserver.rounds.engine import JobEngine
 from fedserver.rounds.traffic import Volume
-from fedserver.state.records import JobRecord, VersionRecord
+from fedserver.state.records import JobRecord, JobStatus, VersionRecord
 
 
 def status_of(federation: Federation, enrolled: int, job_id: str = "") -> dict[str, Any]:
@@ -51,7 +51,10 @@ def _privacy(record: JobRecord, engine: JobEngine | None) -> dict[str, Any] | No
     """Return what a private job has spent; of one that has ended, what it had spent then."""
     if engine is not None and engine.books.spending is not None:
         return engine.books.spending.as_json()
-    return None if record.privacy is None else dict(json.loads(record.privacy))
+    if record.privacy is None:
+        return None
+    tree: dict[str, Any] = json.loads(record.privacy)
+    return tree if record.status is JobStatus.RUNNING else {**tree, "epsilon_at_end": tree["epsilon"]}
 
 
 def _ended(federation: Federation, record: JobRecord) -> dict[str, Any]:

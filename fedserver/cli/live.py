@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedserver.cli.phrases import Pace, bytes_text, clients_text, job_line, misfits_text, phase_text
+from fedserver.cli.phrases import Pace, bytes_text, clients_text, job_line, misfits_text, phase_text, privacy_text
 from fedserver.cli.text import duration_text, figures_text, printable
 
 Status = dict[str, Any]
@@ -113,7 +113,7 @@ def _title(job: Status) -> Text:
 
 def _ended(job: Status) -> RenderableType:
     rounds = f"{job['version'] or 0} of {job['rounds']} rounds"
-    lines = [f"{rounds}: {phase_text(job)}", figures_text(job["evaluated"]), bytes_text(job)]
+    lines = [f"{rounds}: {phase_text(job)}", figures_text(job["evaluated"]), privacy_text(job), bytes_text(job)]
     return Group(_title(job), *(Text(f"  {line}") for line in lines if line))
 
 
@@ -127,7 +127,7 @@ def _running(job: Status, pace: Pace, age_s: float, connected: int) -> Renderabl
         Text(f"{done}/{rounds} rounds"),
         Text("" if left_s is None else f"{duration_text(max(0.0, left_s - age_s))} left", style="dim"),
     )
-    lines = [phase_text(job, age_s, connected), figures_text(job["evaluated"]), bytes_text(job)]
+    lines = [phase_text(job, age_s, connected), figures_text(job["evaluated"]), privacy_text(job), bytes_text(job)]
     return Group(bar, *(Text(f"  {line}") for line in lines if line), *_clients(job))
 
 

@@ -56,6 +56,18 @@ def bytes_text(job: dict[str, Any]) -> str:
     return f"up {size_text(job['uplink_bytes'])}, down {size_text(job['downlink_bytes'])}"
 
 
+def privacy_text(job: dict[str, Any]) -> str:
+    """Return what a private job has spent; nothing of one that is not private."""
+    if (privacy := job["privacy"]) is None:
+        return ""
+    if privacy["unsafe_seed"] is not None:
+        return "private with an unsafe seed: nothing is hidden"
+    text = f"epsilon {number_text(privacy['epsilon'])} at delta {privacy['delta']:g}"
+    if job["status"] == "running":
+        text += f", {number_text(privacy['epsilon_at_end'])} at the end"
+    return text if privacy["epsilon_budget"] is None else f"{text}, of {privacy['epsilon_budget']:g}"
+
+
 def phase_text(job: dict[str, Any], age_s: float = 0.0, connected: int = 0) -> str:
     """Return what a job is doing, for how long, what it waits for and from whom.
 
@@ -117,10 +129,15 @@ def misfits_text(job: dict[str, Any], connected: int) -> str:
 def job_line(job: dict[str, Any], pace: Pace, connected: int = 0) -> str:
     """Return a job's state as one line; see `phase_text`."""
     parts = [f"{printable(job['name'])} {job['job_id'][:8]}: round {job['version'] or 0}/{job['rounds']}"]
-    parts += [phase_text(job, connected=connected), figures_text(job["evaluated"]), bytes_text(job)]
+    parts += [phase_text(job, connected=connected), figures_text(job["evaluated"]), privacy_text(job), bytes_text(job)]
     if job["status"] == "running" and (left_s := pace.left_s(job)) is not None:
         parts.append(f"about {duration_text(left_s)} left")
     return "; ".join(part for part in parts if part)
+
+
+def number_text(value: float | None) -> str:
+    """Return a number; JSON has no infinity, which is null."""
+    return "infinity" if value is None else f"{value:.4g}"
 
 
 def _from(clients: list[str]) -> str:

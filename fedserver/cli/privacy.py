@@ -285,10 +285,11 @@ def _plot(path: Path, answer: dict[str, Any], history_after: Callable[[int], His
 
     if "epsilon" not in answer:
         raise InvalidInput("--plot shows epsilon over steps, for which --delta and --steps are needed")
-    if not answer.get("steps", answer.get("rounds")):
+    unit = "rounds" if "rounds" in answer else "steps"
+    if not answer[unit]:
         raise InvalidInput(f"--plot: not even one step keeps epsilon {answer['budget']:g}")
-    points = epsilon_over_steps(answer.get("steps", answer.get("rounds")), answer["delta"], history_after)
-    plot_epsilon(points, answer["delta"], answer.get("budget"), path)
+    points = epsilon_over_steps(answer[unit], answer["delta"], history_after)
+    plot_epsilon(points, answer["delta"], answer.get("budget"), path, unit)
     return str(path)
 
 

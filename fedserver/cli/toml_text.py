@@ -12,10 +12,12 @@ from pydantic import JsonValue
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def toml_text(tree: Mapping[str, Mapping[str, JsonValue]]) -> str:
+def toml_text(tree: Mapping[str, Mapping[str, JsonValue] | None]) -> str:
     """Return sections of settings as TOML that `tomllib` reads back to the same tree, without what is None."""
     sections = []
     for section, settings in tree.items():
+        if settings is None:
+            continue
         lines = [f"{_key(key)} = {_value(value)}" for key, value in settings.items() if value is not None]
         sections.append("\n".join([f"[{_key(section)}]", *lines]))
     return "\n\n".join(sections)

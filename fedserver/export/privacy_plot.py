@@ -14,8 +14,8 @@ _BLUE: Final = "#0072B2"
 _ORANGE: Final = "#D55E00"
 
 
-def plot_epsilon(points: Sequence[Point], delta: float, budget: float | None, path: Path) -> None:
-    """Write a PNG of epsilon over steps, by both accountants, and of the budget if there is one.
+def plot_epsilon(points: Sequence[Point], delta: float, budget: float | None, path: Path, unit: str) -> None:
+    """Write a PNG of epsilon over steps or rounds, by both accountants, and of the budget if there is one.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -31,10 +31,10 @@ def plot_epsilon(points: Sequence[Point], delta: float, budget: float | None, pa
     if budget is not None:
         panel.axhline(budget, color="black", linewidth=0.8, linestyle=":", label="budget")
     panel.set_ylim(bottom=0)
-    panel.set_xlabel("steps")
+    panel.set_xlabel(unit)
     panel.set_ylabel("epsilon")
     last = points[-1]
-    panel.set_title(f"epsilon {last.epsilon:.3g} after {last.steps:,} steps, delta {delta:g}", loc="left", fontsize=9)
+    panel.set_title(f"epsilon {last.epsilon:.3g} after {last.steps:,} {unit}, delta {delta:g}", loc="left", fontsize=9)
     panel.legend(fontsize=8, frameon=False)
     data = png_of(figure)
     with storage_errors(f"write {path}"):

@@ -29,6 +29,7 @@ class Books:
     def __init__(self, privacy: JobPrivacy | None, services: Services, plan: Plan) -> None:
         self._privacy, self._services = privacy, services
         self._rounds = plan.job.job.rounds
+        self._can_add_up = True
         self.spending: Spending | None = None
 
     @property
@@ -65,12 +66,19 @@ class Books:
             self._privacy.add(record)
 
     async def add_up(self, layout: Layout | None, version: int, record: JobRecord) -> JobRecord:
-        """Bring `spending` up to a version, and return the job's record with it."""
-        if self._privacy is None:
+        """Bring `spending` up to a version, and return the job's record with it; after a failure, the one that it had.
+
+        Raises:
+            Exception: it cannot be computed; the job has to end, which asks for it again.
+        """
+        privacy = self._privacy
+        if privacy is None or not self._can_add_up:
             return record
-        found = await self._services.in_worker(partial(self._privacy.spending, layout, self._rounds - version))
+        self._can_add_up = False
+        found = await self._services.in_worker(partial(privacy.spending, layout, self._rounds - version))
+        self._can_add_up = True
         self.spending = found
         self._services.metrics.spent(
-            self._privacy.job_id, epsilon=found.now.epsilon, at_end=found.at_end, budget=found.budget
+            privacy.job_id, epsilon=found.now.epsilon, at_end=found.at_end, budget=found.budget
         )
         return replace(record, privacy=json.dumps(found.as_json()))

@@ -82,6 +82,7 @@ class JobEngine:
         self._services = services
         self._changed = changed
         self._may_go_on = may_go_on
+        self._ends_early = ""
         self._spare: Fold | None = None  # empty, and of the job's size
         self.orders = Orders(record.job_id, record.spec, plan.job.job.seed, services.vault, Counted(plan.job))
         self._events: asyncio.Queue[tuple[sched.Event | _Stop, AbstractContextManager[None]]] = asyncio.Queue()
@@ -215,7 +216,7 @@ class JobEngine:
                 case sched.Abandon():
                     await self._abandon(command)
                 case sched.Finish():
-                    await self._end(JobStatus.FINISHED, "")
+                    await self._end(JobStatus.FINISHED, self._ends_early)
         entered = (self._scheduler.phase, self._scheduler.stage) != before
         if entered or self._events.empty():  # of a burst, the last event shows where it led
             self._reports.state(self._scheduler, entered=entered)
@@ -227,16 +228,14 @@ class JobEngine:
         if self.attempt is not None:
             await self.books.release(self.attempt, self.layout, records, in_version=False)
         await self._services.journal.write(*records)
-        if stop.status is JobStatus.STOPPED:  # else perhaps it is adding up that has failed
-            self.record = await self._added_up()
         self.attempt = None
         await self._end(stop.status, stop.failure)
 
     async def _assign(self, command: sched.Assign) -> list[sched.Command]:
         clients = command.clients
         if excess := await self.books.excess(self._scheduler.stage, self.layout, command):
-            await self._stop(_Stop(JobStatus.STOPPED, excess))
-            return []
+            self._ends_early = excess
+            return self._scheduler.end_here(self._now_s())
         attempt = self._open_attempt(command.available)
         wanted = {uuid.uuid4().hex: client for client in clients}
         taken = {key: client for key, client in wanted.items() if self._services.fleet.take(client, key)}
@@ -335,7 +334,7 @@ class JobEngine:
 
     async def _end(self, status: JobStatus, failure: str) -> None:
         finished_at = self._services.clock.wall_s()
-        self.record = replace(self.record, status=status, finished_at=finished_at, failure=failure)
+        self.record = replace(await self._added_up(), status=status, finished_at=finished_at, failure=failure)
         await self._services.journal.write(self.record)
         self._reports.ended(status, failure)
         self._changed()
@@ -375,16 +374,9 @@ class JobEngine:
         fold = None
         if state.stage is WorkKind.TRAIN and self.layout is not None:
             fold, self._spare = self._spare or self.plan.open_fold(self.layout.moving.num_values), None
-        record = AttemptRecord(
-            self.job_id,
-            state.version,
-            state.attempt,
-            state.stage,
-            opened_at=wall_s,
-            deadline_at=wall_s + self.job.schedule.deadline_s,
-            available=available,
-        )
-        return Attempt(record, self._now_s(), fold)
+        place = self.job_id, state.version, state.attempt, state.stage
+        deadline_at = wall_s + self.job.schedule.deadline_s
+        return Attempt(AttemptRecord(*place, wall_s, deadline_at, available=available), self._now_s(), fold)
 
     def _over(self, attempt: Attempt, outcome: str, reason: str = "") -> AttemptRecord:
         return replace(attempt.record, closed_at=self._services.clock.wall_s(), outcome=outcome, reason=reason)

@@ -105,10 +105,9 @@ def next_clip(accounting: Accounting | None, attempt: Attempt, latest: VersionRe
     among = len(attempt.assignments) if section.secret_cohort else len(attempt.headers)
     votes = sum(0.5 if header.within_clip else -0.5 for header in attempt.headers.values())
     noised = votes + std * float(draws_for(section, attempt, "count").standard_normal(1)[0])
-    clip = clip_of(section, latest) * math.exp(
-        -section.adaptive.rate * (noised / among + 0.5 - section.adaptive.quantile)
-    )
-    return min(max(clip, MIN_CLIP), MAX_CLIP)
+    move = section.adaptive.rate * (noised / among + 0.5 - section.adaptive.quantile)
+    logarithm = math.log(clip_of(section, latest)) - move
+    return math.exp(min(max(logarithm, math.log(MIN_CLIP)), math.log(MAX_CLIP) - 1e-9))
 
 
 def draws_for(section: DpFedAvg, attempt: Attempt, what: str) -> PrivateDraws:

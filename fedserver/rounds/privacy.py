@@ -111,7 +111,10 @@ class JobPrivacy:
         if not clients:
             return None
         who = Round(len(clients), len(attempt.assignments), row.available)
-        names, released = json.dumps(sorted(clients)), self._release(row.kind, layout, who).model_dump_json()
+        names, released = (
+            json.dumps(self.accounting.charged(clients)),
+            self._release(row.kind, layout, who).model_dump_json(),
+        )
         return ReleaseRecord(row.job_id, row.version, row.attempt, row.kind, names, released, wall_s)
 
     def add(self, record: ReleaseRecord) -> None:
@@ -131,10 +134,11 @@ class JobPrivacy:
         schedule = self.accounting.job.schedule
         who = Round(min(schedule.updates_at_deadline, len(clients)), len(clients), available)
         then = self.accounting.history(self._release(kind, layout, who))
-        after = self._ledger.worst(self._delta, clients, then)
+        charged = self.accounting.charged(clients)
+        after = self._ledger.worst(self._delta, charged, then)
         if after.epsilon <= budget:
             return ""
-        before = self._ledger.worst(self._delta, clients)
+        before = self._ledger.worst(self._delta, charged)
         return (
             f"privacy budget: one more round would bring epsilon from {before.epsilon:.4g} to {after.epsilon:.4g} at"
             f" delta {self._delta:g}, and {budget:g} may be spent"

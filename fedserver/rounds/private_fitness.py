@@ -13,7 +13,7 @@ from fedcore.adapters import GRADIENT_START, LoraSbParams
 from fedcore.errors import InvalidInput
 from fedcore.params import parse_params
 from fedcore.privacy import DpFedAvg, DpLoraPaper, DpSgd, RqmPrivacy
-from fedprivacy.accountant import ACCOUNTING_MISSING, is_installed
+from fedprivacy.accountant import ACCOUNTING_MISSING, guarantee, is_installed
 from fedprivacy.events import Trust
 from fedprivacy.jobs import Accounting
 
@@ -132,9 +132,15 @@ def check_countable(accounting: Accounting) -> None:
     """Check that a job's releases can be accounted for: bounds of events are narrower than those of codecs.
 
     Raises:
-        InvalidInput: they cannot.
+        InvalidInput: they cannot, or its budget does not allow the first round that trains.
     """
+    section, rounds = accounting.section, 1 if accounting.section.start is None else 2
     try:
-        accounting.planned(1, 1 if accounting.section.start is None else 2)
+        first = accounting.planned(1, rounds)
     except ValidationError as error:
         raise InvalidInput(f"privacy: {error.errors()[0]['msg']}") from error
+    if section.epsilon is None or isinstance(section, RqmPrivacy) or accounting.is_secret:
+        return  # what a round costs depends on the layout, and on who there is to draw from
+    if (least := guarantee(first, section.delta).epsilon) > section.epsilon:
+        text = f"{rounds} rounds bring" if rounds > 1 else "one round brings"
+        raise InvalidInput(f"privacy.epsilon: {text} it to {least:.4g}, above the budget of {section.epsilon:g}")

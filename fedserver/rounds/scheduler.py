@@ -247,6 +247,15 @@ class Scheduler:
                 if self.phase is Phase.OPEN and not self.accepted:
                     self._wait(now_s)
 
+    def end_here(self, now_s: float) -> list[Command]:
+        """Make the newest version the last one, and evaluate it; those who were to be assigned are available again."""
+        self.available |= self.working
+        self.rounds, self.stage = self.version, WorkKind.EVALUATE
+        self.attempt = self.abandoned = 0
+        self._forgive()
+        self._wait(now_s)
+        return self._decide(now_s)
+
     def waiting_for(self) -> Waiting:
         """Say what the job waits for now."""
         match self.phase:

@@ -218,7 +218,7 @@ class ReleaseRecord:
     """What clients of a private job have let out with one attempt. Written before anything is computed from it.
 
     Attributes:
-        clients: their names, as a JSON list.
+        clients: their names, as a JSON list; or `fedprivacy.jobs.EVERYBODY`.
         released: what each of them has (`fedprivacy.events.Release`), JSON.
     """
 

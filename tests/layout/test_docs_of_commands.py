@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import fedserver.cli
 import fedsim.cli
 from fedcore.errors import Exit
 from fedcore.messages import Hello
+from fedprivacy.accountant import guarantee
+from fedprivacy.events import History, Unit
+from fedserver.rounds.privacy import Spending
 from fedserver.state.records import JobRecord, JobStatus, VersionRecord
 from fedserver.status import history_of, status_of
 from tests.support.server import running_server, small_job
@@ -85,7 +89,10 @@ def documented_keys() -> dict[str, set[str]]:
 async def test_exactly_the_keys_of_a_status_are_documented(tmp_path: Path) -> None:
     async with running_server(tmp_path) as server:
         federation = server.federation
-        job = JobRecord("0" * 32, "done", small_job().to_json(), JobStatus.FINISHED, 1.0, 2.0)
+        spent = Spending(guarantee(History(unit=Unit.CLIENT), 1e-5), 0.0, None, None).as_json()
+        job = JobRecord(
+            "0" * 32, "done", small_job().to_json(), JobStatus.FINISHED, 1.0, 2.0, privacy=json.dumps(spent)
+        )
         await federation.services.journal.write(job, VersionRecord("0" * 32, 0, "", "", b"", "", None, 1, 1, 1, 1, 2.0))
         ended = status_of(federation, 1, "done")
         (version,) = history_of(federation, "0" * 32)
@@ -97,7 +104,9 @@ async def test_exactly_the_keys_of_a_status_are_documented(tmp_path: Path) -> No
     assert set(keys_in({**ended, "jobs": []})) == documented["The server"]
     # `evaluation` holds figures by name: the key itself is what is documented.
     assert set(version) == documented["A version"]
-    assert set(keys_in(running)) | set(ended["jobs"][0]) == documented["A job"]
+    # Of the guarantee, too, which is what `fedserver privacy` gives.
+    of_private = {f"privacy.{key}" for key in ended["jobs"][0].pop("privacy")}
+    assert set(keys_in(running)) - {"privacy"} | set(ended["jobs"][0]) | of_private == documented["A job"]
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "run --help", "submit --help", "status --help"])

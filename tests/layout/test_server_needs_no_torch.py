@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 
-EXTRAS = {"bitsandbytes", "datasets", "dp_accounting", "grpc_tools", "hypothesis", "matplotlib", "peft", "psutil",
-          "pyarrow", "pytest", "scipy", "sklearn", "torch", "transformers", "yaml"}
+EXTRAS = {"bitsandbytes", "datasets", "dp_accounting", "grpc_tools", "hypothesis", "matplotlib", "opacus", "peft",
+          "psutil", "pyarrow", "pytest", "scipy", "sklearn", "torch", "transformers", "yaml"}
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedclient import dpsgd
 from fedclient.adapters import ADAPTERS
 from fedclient.adapters.base import AdaptedModel
 from fedclient.tasks.base import LocalData, Split, Task, TrainingRun
@@ -110,3 +111,28 @@ def kept(model: AdaptedModel) -> Iterator[None]:
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten().double() for tensor in tensors])
+
+
+def step_of(
+    task: Task,
+    model: AdaptedModel,
+    data: Split,
+    clip: float,
+    batch_size: int = 8,
+    sampling: float = 1.0,
+    noise_multiplier: float = 0.0,
+) -> Tensor:
+    """Return what one step of plain SGD of rate 1 subtracted, times what its sum was divided by: D, in float64."""
+    before, run = flat(model.parameters), run_of(batch_size=batch_size, learning_rate=1.0)
+    how = {"sampling": sampling, "clip": clip, "noise_multiplier": noise_multiplier}
+    with kept(model):
+        dpsgd.train(task, model, data, run, draws_of(), steps=1, **how)
+        sum_D: Tensor = (before - flat(model.parameters)) * len(data) * sampling
+    return sum_D
+
+
+def expected_sum(examples_ND: Tensor, clip: float) -> Tensor:
+    """Return the sum of what is left of each row when it is clipped."""
+    norms_N = torch.linalg.vector_norm(examples_ND, dim=1)
+    kept_ND: Tensor = examples_ND * (clip / norms_N.clamp(min=clip))[:, None]
+    return kept_ND.sum(dim=0)

@@ -24,6 +24,7 @@ from tests.support.private import (
     adapted,
     digits_task,
     draws_of,
+    expected_sum,
     flat,
     kept,
     one_by_one,
@@ -31,25 +32,8 @@ from tests.support.private import (
     points_task,
     run_of,
     seeded,
+    step_of,
 )
-
-ALWAYS: dict[str, Any] = {"sampling": 1.0, "steps": 1, "noise_multiplier": 0.0}
-
-
-def step_of(task: Task, model: AdaptedModel, data: Split, clip: float, batch_size: int = 8, **keys: Any) -> Tensor:
-    """Return what one step of plain SGD of rate 1 subtracted, times what it was divided by: the sum, in float64."""
-    how = {**ALWAYS, **keys}
-    before = flat(model.parameters)
-    with kept(model):
-        run = run_of(batch_size=batch_size, learning_rate=1.0)
-        dpsgd.train(task, model, data, run, draws_of(), clip=clip, **how)
-        after = flat(model.parameters)
-    return (before - after) * len(data) * float(how["sampling"])
-
-
-def expected_sum(examples_ND: Tensor, clip: float) -> Tensor:
-    norms_N = examples_ND.norm(dim=1)
-    return (examples_ND * (clip / norms_N.clamp(min=clip))[:, None]).sum(dim=0)
 
 
 def of_examples(task: Task, model: AdaptedModel, data: Split) -> list[Tensor]:
@@ -347,6 +331,24 @@ class Behind(nn.Module):
         return scores
 
 
+class Masks(nn.Module):
+    """A layer that Opacus does not know, and that draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(nn.functional.dropout(x, 1e-9, self.training), self.weight)
+
+
+class Folded(nn.Module):
+    """Makes two outputs of each example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)
+
+
 def refused(module: nn.Module, number: int = 12, **keys: Any) -> str:
     task = points_task()
     model = Full({}).attach(module, 1)
@@ -380,20 +382,32 @@ def test_a_model_that_mixes_examples_in_its_own_way_is_refused() -> None:
 
 def test_a_parameter_without_gradients_of_single_examples_is_named_with_advice() -> None:
     message = refused(seeded(Positions))
-    assert message.startswith("places.weight: 1 gradients of 2 single examples; ")
+    assert message.startswith("places.weight: gradients of single examples cannot be told apart; ")
     assert "adapter.trainable" in message
     assert "training.batch_size = 1" in message
 
 
 def test_examples_along_another_axis_are_seen_whatever_the_size_of_a_batch() -> None:
-    assert "inner.weight: 5 gradients of 1 single examples" in refused(seeded(AnotherAxis), batch_size=5)
+    assert "inner.weight: gradients of single examples cannot be told apart" in refused(
+        seeded(AnotherAxis), batch_size=5
+    )
+
+
+def test_a_layer_that_cannot_be_run_again_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    message = refused(seeded(Masks))
+    assert message.startswith("gradients of single examples cannot be computed, the log says why; train an adapter")
+    assert "vmap" in caplog.text
+
+
+def test_a_model_whose_outputs_are_not_one_for_each_example_is_refused() -> None:
+    assert "one output for each example" in refused(nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (2, 3)), Folded()))
 
 
 def test_gradients_that_leave_something_out_are_refused() -> None:
     assert "inner.weight: gradients of single examples do not add up" in refused(seeded(Behind))
 
 
-@pytest.mark.parametrize("make", [Positions, AnotherAxis, Behind])
+@pytest.mark.parametrize("make", [Positions, AnotherAxis, Behind, BatchMean, Masks])
 def test_what_is_advised_works(make: type[nn.Module]) -> None:
     task, data = points_task(), points(12)
     model = Full({}).attach(seeded(make), 1)
@@ -429,7 +443,7 @@ def test_nothing_is_left_in_the_model_afterwards() -> None:
         raise KeyboardInterrupt
 
     run = replace(run_of(), tick=stop)
-    how = {**ALWAYS, "steps": 2, "clip": 1.0}
+    how = {"sampling": 1.0, "clip": 1.0, "noise_multiplier": 0.0}
     with pytest.raises(KeyboardInterrupt):
-        dpsgd.train(task, model, data, run, draws_of(), **how)
+        dpsgd.train(task, model, data, run, draws_of(), steps=2, **how)
     assert_bare(model)

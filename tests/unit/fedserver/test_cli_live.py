@@ -40,6 +40,7 @@ def running(version: int | None, **changes: Any) -> dict[str, Any]:
         "downlink_bytes": 20,
         "latest": row,
         "evaluated": None,
+        "privacy": None,
         **changes,
     }
 

@@ -97,6 +97,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "uplink_bytes": 1000,
         "downlink_bytes": 2000,
         "latest": {"version": 3, "created_at": 1030.0, "evaluation": {}},
+        "privacy": None,
         "evaluated": {"version": 2, "evaluation": {"accuracy": 0.5, "num_examples": 40.0}},
         **changes,
     }
