@@ -216,7 +216,7 @@ class History(Params):
         """
         try:
             tree: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"privacy history: not JSON: {error}") from error
         if not isinstance(tree, dict):
             raise InvalidInput(f"privacy history: an object is needed, not {type(tree).__name__}")
@@ -239,5 +239,7 @@ def make(model: type[ModelT], tree: dict[str, Any], where: str) -> ModelT:
     """
     try:
         return model.model_validate_json(json.dumps(tree), strict=True)
+    except RecursionError as error:  # a little less deep than Python reads
+        raise InvalidInput(f"{where}: nested too deep") from error
     except ValidationError as error:
         raise InvalidInput("; ".join(problems_of(error, model, tree, where))) from error

@@ -20,7 +20,7 @@ import atheris
 
 from tests.fuzz.target import Target
 
-INSTRUMENTED: Final = ["fedagg", "fedclient", "fedcodec", "fedcore", "fedserver", "tomllib"]
+INSTRUMENTED: Final = ["fedagg", "fedclient", "fedcodec", "fedcore", "fedprivacy", "fedserver", "tomllib"]
 MEMORY_BYTES: Final = 512 << 20
 """Address space that reading one input may take, far above what any input below the bounds needs."""
 CPU_S: Final = 5.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 
 import numpy as np
@@ -193,6 +194,22 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.
 
 
 # -- the statement ---------------------------------------------------------------------------------------------------
+
+
+def test_orders_that_are_left_out_are_not_told_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
+    absl = logging.getLogger("absl")
+    epsilon = epsilon_rdp(gaussian(0.987, sampling=Poisson(rate=0.1)), 1e-5)
+    assert math.isfinite(epsilon)
+    assert not caplog.records
+    # The library does have something to say here, and may say it to others.
+    before = list(absl.filters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(absl, "addFilter", lambda _: absl.warning("something else"))
+        assert epsilon_rdp(gaussian(0.986, sampling=Poisson(rate=0.1)), 1e-5) == pytest.approx(epsilon, rel=1e-2)
+    assert caplog.messages[0] == "something else"
+    assert "_compute_log_a_frac failed to converge" in caplog.messages[1]
+    epsilon_rdp(gaussian(0.985, sampling=Poisson(rate=0.1)), 1e-5)
+    assert absl.filters == before
 
 
 def test_guarantee_is_stated_whole() -> None:

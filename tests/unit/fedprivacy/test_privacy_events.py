@@ -51,6 +51,7 @@ HISTORIES = st.builds(
     trust=st.sampled_from(Trust),
     releases=st.lists(DRAWN | DISCRETE, max_size=4).map(tuple),
 )
+WORDS = sorted({name for each in (History, Release, Gaussian, FixedSize, Rqm, Pbm) for name in each.model_fields})
 STEP = Release(mechanisms=(Gaussian(noise_multiplier=1.0),), sampling=Poisson(rate=0.1))
 
 
@@ -157,8 +158,55 @@ def test_levels_are_not_amplified_by_sampling() -> None:
         ('{"unit": "client", "releases": [{"mechanisms": [{"kind": "magic"}]}]}', "magic"),
         ('{"unit": "client", "releases": [{"mechanisms": [{"kind": "gaussian", "noise_multiplier": "1"}]}]}', "number"),
         ('{"unit": "client", "releases": [{"mechanisms": [{"kind": "gaussian", "noise_multiplier": NaN}]}]}', "number"),
+        (b"\xff", "not JSON"),
+        ("9" * 5000, "not JSON"),
+        ('{"unit": ' + "9" * 4000 + "}", "privacy history.unit: Input should be 'example' or 'client', got '9{80}'"),
+        ("[" * 10**5, "not JSON"),
+        ('{"unit": ' * 10**5, "not JSON"),
+        ('{"unit": "\\ud800"}', "privacy history"),
+        ('{"unit": "client", "releases": [' + "1," * 9999 + "1]}", "and 9980 more problems"),
     ],
 )
-def test_what_is_no_history_is_refused_with_its_place(text: str, problem: str) -> None:
+def test_what_is_no_history_is_refused_with_its_place(text: str | bytes, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem):
         History.from_json(text)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([*Adjacency, *Unit]),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(WORDS), inner),
+    max_leaves=10,
+)
+
+
+@given(HISTORIES, st.sampled_from(WORDS), st.integers(0, 20), JSON)
+def test_hostile_json_is_refused_and_nothing_else(history: History, key: str, at: int, hostile: object) -> None:
+    """One value anywhere in a sound history becomes any other: numbers without end, NaN, lists, half a character."""
+
+    def changed(tree: object) -> object:
+        nonlocal at
+        if isinstance(tree, list):
+            return [changed(each) for each in tree]
+        if not isinstance(tree, dict):
+            return tree
+        at -= key in tree
+        return {name: hostile if name == key and at == -1 else changed(value) for name, value in tree.items()}
+
+    for text in (json.dumps(changed(json.loads(history.to_json()))), json.dumps(hostile)):
+        try:
+            found = History.from_json(text)
+        except InvalidInput:
+            continue
+        assert History.from_json(found.to_json()) == found
+
+
+@given(st.integers(1, 1100), st.sampled_from(["[", '{"unit":', '{"unit":"client","releases":[']))
+def test_depth_is_refused_wherever_it_ends(depth: int, opening: str) -> None:
+    closing = {"[": "]", '{"unit":': "}", '{"unit":"client","releases":[': "]}"}[opening]
+    with pytest.raises(InvalidInput, match="privacy history"):
+        History.from_json(opening * depth + "1" + closing * depth)
