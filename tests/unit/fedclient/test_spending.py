@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import dp_accounting as dp
@@ -17,6 +19,15 @@ from fedcore.errors import Exit
 from fedprivacy.events import Adjacency, Gaussian, History, Release, Trust, Unit
 
 DELTA = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def note(folder: Path, job_id: str, multiplier: float | None) -> None:
