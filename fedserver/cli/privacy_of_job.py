@@ -23,6 +23,7 @@ def of_file(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], Callable
         InvalidInput: it is not private, or cannot be run.
     """
     from fedcore.jobfile import load_job
+    from fedcore.privacy import RqmPrivacy
     from fedprivacy.accountant import guarantee
     from fedprivacy.planning import steps_within
     from fedserver.rounds.plan import make_plan
@@ -30,6 +31,8 @@ def of_file(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], Callable
     accounting = make_plan(_replaced(load_job(path), given), str(path)).accounting
     assert accounting is not None
     job, section = accounting.job, accounting.section
+    if isinstance(section, RqmPrivacy) and "dimension" not in given:
+        raise InvalidInput("--dimension is needed: what rqm costs grows with the values in an update")
     dimension, population = given.get("dimension", 1), given.get("population", 0)
 
     def history(rounds: int) -> History:

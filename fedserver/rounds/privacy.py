@@ -2,7 +2,7 @@
 
 A release is journaled before anything is computed from it, so what a version shows has been counted, whenever the
 process dies. It counts for every client whose update is in it, and where clients hide what they send from the server,
-for every client whose update has come, whatever became of it.
+for every client that was asked and has not declined: what it has sent may have come too late, but it was sent.
 """
 
 from __future__ import annotations
@@ -101,13 +101,14 @@ class JobPrivacy:
         Args:
             attempt: of `RELEASING` work.
             layout: of the job.
-            store: holds its updates.
+            store: holds its assignments.
             wall_s: now.
             in_version: whether a version is made of it, or it is given up.
         """
         row, clients = attempt.record, set(attempt.headers) if in_version else set()
         if self.accounting.is_local:
-            clients = {each.client for each in store.updates(row.job_id, row.version, row.attempt, row.kind)}
+            place = row.job_id, row.version, row.attempt, row.kind
+            clients = {each.client for each in store.assignments(*place) if each.ended != "declined"}
         if not clients:
             return None
         who = Round(len(clients), len(attempt.assignments), row.available)

@@ -259,3 +259,11 @@ def test_a_job_that_is_not_private_has_no_guarantee(capsys: pytest.CaptureFixtur
     path = tmp_path / "job.toml"
     path.write_text(JOB.partition("[privacy]")[0], encoding="utf-8")
     assert "is not private: it has no section [privacy]" in refused(capsys, str(path))
+
+
+def test_a_job_with_rqm_is_not_priced_by_the_value(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = job_file(tmp_path, 'mechanism = "rqm"\n[compression]\nuplink = [{ codec = "rqm" }]\n')
+    assert "--dimension is needed" in refused(capsys, str(path))
+    found = answer(capsys, f"{path} --dimension 16 --steps 3")
+    alone = answer(capsys, "--mechanism rqm --dimension 16 --steps 3 --delta 1e-3")
+    assert found["epsilon"] == pytest.approx(alone["epsilon"])
