@@ -59,8 +59,7 @@ def load_jobs(paths: Sequence[Path], num_seeds: int = 1) -> list[Job]:
         if name in files:
             raise InvalidInput(f"{path}: the job in {files[name]} is named {name!r} too")
         files[name] = path
-        make_plan(job, str(path))
-        tree = job.model_dump(mode="json")
+        tree = make_plan(job, str(path)).job.model_dump(mode="json")
         for seed in range(job.job.seed, job.job.seed + num_seeds):
             jobs.append(parse_job({**tree, "job": {**tree["job"], "seed": seed}}, str(path)))
     return jobs
@@ -68,7 +67,7 @@ def load_jobs(paths: Sequence[Path], num_seeds: int = 1) -> list[Job]:
 
 def table(runs: Sequence[Run]) -> list[str]:
     """Return a heading and a line for each job: means over its runs, and the range of accuracy and loss."""
-    rows = [("job", "rounds", "accuracy", "loss", "up, a round", "up", "down", "raw : up", "error")]
+    rows = [("job", "rounds", "accuracy", "loss", "up, a round", "up", "down", "raw : up", "error", "epsilon")]
     for job, group in _by_job(runs).items():
         of = [run.summary for run in group]
         errors = [summary.relative_error for summary in of if summary.relative_error is not None]
@@ -83,6 +82,7 @@ def table(runs: Sequence[Run]) -> list[str]:
                 size_text(round(fmean(summary.downlink_bytes for summary in of))),
                 f"{fmean(summary.ratio for summary in of):.3g}",
                 f"{fmean(errors):.3g}" if errors else "-",
+                _spread_text([summary.epsilon for summary in of], ".3g"),
             )
         )
     return columns(rows)

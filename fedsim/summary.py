@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from fedcodec import build_pipeline
+from fedcodec.presets import expand
 from fedcore.jobfile import Job
 from fedserver.export import Exported
-from fedserver.rounds.plan import make_plan
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Summary:
         raw_uplink_bytes: what the values of all updates would take as float32, without any header.
         ratio: `raw_uplink_bytes` / `uplink_bytes`.
         relative_error: mean over the versions of what encoding left out of updates; None if clients hide it.
+        epsilon: what a private job has spent; None: it is not private.
         model_sha256: of the last version's vector.
         adapter: the PEFT folder, or the weights' file for anything but LoRA.
         plot: None where matplotlib is not installed.
@@ -53,6 +55,7 @@ class Summary:
     raw_uplink_bytes: int
     ratio: float
     relative_error: float | None
+    epsilon: float | None
     model_sha256: str
     adapter: str
     model_card: str
@@ -92,11 +95,12 @@ def summarise(
         rounds=history[-1]["version"],
         clients=num_clients,
         uplink_bytes=uplink_bytes,
-        round_uplink_bytes=min(row["uplink_bytes"] for row in history[1:]),
+        round_uplink_bytes=min((row["uplink_bytes"] for row in history[1:]), default=0),
         downlink_bytes=downlink_bytes,
         raw_uplink_bytes=raw_uplink_bytes,
         ratio=raw_uplink_bytes / uplink_bytes,
         relative_error=_relative_error(job, history),
+        epsilon=history[-1]["epsilon"],
         model_sha256=history[-1]["sha256"],
         adapter=str(exported.adapter or exported.weights),
         model_card=str(exported.model_card),
@@ -105,7 +109,8 @@ def summarise(
 
 
 def _relative_error(job: Job, history: Sequence[Mapping[str, Any]]) -> float | None:
-    if make_plan(job, job.job.name).uplink.traits.lossless:
+    stages = expand(job.compression).uplink
+    if build_pipeline([{"codec": stage.codec, **stage.params} for stage in stages]).traits.lossless:
         return 0.0
     errors = [row["encoding_error"] for row in history if row["encoding_error"] is not None]
     return fmean(errors) if errors else None

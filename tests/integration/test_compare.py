@@ -39,6 +39,7 @@ KEYS = {
     "uplink_bytes",
     "raw_uplink_bytes",
     "relative_error",
+    "epsilon",
     "downlink_bytes",
     "ratio",
     "rounds",

@@ -33,6 +33,7 @@ KEYS = {
     "raw_uplink_bytes",
     "ratio",
     "relative_error",
+    "epsilon",
     "model_sha256",
     "adapter",
     "model_card",

@@ -29,7 +29,8 @@ def history(accuracies: Sequence[float], *, up: int = 100, errors: Sequence[floa
         named = dict(zip(("uplink_bytes", "downlink_bytes", "raw_uplink_bytes"), traffic, strict=True))
         error = dict(enumerate(errors, 1)).get(version)
         evaluation = {"accuracy": accuracy, "loss": 10 * (1 - accuracy), "num_examples": 10.0}
-        rows.append({"version": version, "sha256": "ab", "encoding_error": error, "evaluation": evaluation, **named})
+        same = {"sha256": "ab", "encoding_error": error, "epsilon": None, "evaluation": evaluation}
+        rows.append({"version": version, **same, **named})
     return rows
 
 
@@ -56,6 +57,13 @@ def test_what_a_round_takes_is_told_apart_from_version_0_and_rounds_that_take_mo
     rows = history([0.2, 0.5, 0.6, 0.7], up=10)
     rows[0]["uplink_bytes"], rows[1]["uplink_bytes"], rows[3]["uplink_bytes"] = 5, 900, 11
     assert run("one", rows).summary.round_uplink_bytes == 10
+
+
+def test_epsilon_is_that_of_the_last_version() -> None:
+    rows = history([0.2, 0.5])
+    rows[0]["epsilon"], rows[1]["epsilon"] = 0.0, 1.23456
+    assert run("one", rows).summary.epsilon == 1.23456
+    assert table([run("one", rows), run("two", history([0.2, 0.5]))])[1].endswith(" 1.23")
 
 
 def test_losses_are_those_of_the_first_and_the_last_version_and_of_the_bounds() -> None:
