@@ -100,9 +100,9 @@ def test_the_table_has_a_line_for_each_job_with_means_over_its_seeds() -> None:
     )
     cells = [line.split("  ") for line in lines]
     assert [[cell.strip() for cell in row if cell] for row in cells] == [
-        ["job", "rounds", "accuracy", "loss", "up, a round", "up", "down", "raw : up", "error"],
-        ["one", "1", "50.0%", "5", "1 kB", "2 kB", "200 B", "0.5", "0"],
-        ["two", "1", "55.0% (50.0% to 60.0%)", "4.5 (4 to 5)", "200 B", "1.2 kB", "200 B", "0.839", "0.6"],
+        ["job", "rounds", "accuracy", "loss", "up, a round", "up", "down", "raw : up", "error", "epsilon"],
+        ["one", "1", "50.0%", "5", "1 kB", "2 kB", "200 B", "0.5", "0", "-"],
+        ["two", "1", "55.0% (50.0% to 60.0%)", "4.5 (4 to 5)", "200 B", "1.2 kB", "200 B", "0.839", "0.6", "-"],
     ]
 
 
@@ -111,7 +111,7 @@ def test_what_was_not_measured_is_a_dash_in_the_table() -> None:
     for row in rows:
         row["evaluation"] = {"perplexity": 2.0}
     cells = table([run("one", rows, job=HIDING)])[1].split()
-    assert cells == ["one", "1", "-", "-", "100", "B", "1.1", "kB", "200", "B", "0.909", "-"]
+    assert cells == ["one", "1", "-", "-", "100", "B", "1.1", "kB", "200", "B", "0.909", "-", "-"]
 
 
 def test_the_curve_counts_the_bytes_of_both_ways_of_every_version_measured_or_not() -> None:
