@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import dp_accounting as dp
+import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
 
+import fedprivacy.ledger
 from fedcore.errors import InvalidInput
 from fedcore.jobfile import Job, parse_job
-from fedprivacy.events import Adjacency, Gaussian, Release, Trust, Unit
+from fedprivacy.accountant import epsilon_pld, guarantee
+from fedprivacy.events import Adjacency, Gaussian, History, Release, Trust, Unit
+from fedprivacy.guarantee import Guarantee
 from fedprivacy.jobs import EVERYBODY, Accounting, Round, update_multiplier, with_noise
 from fedprivacy.ledger import Ledger
 
@@ -129,11 +133,7 @@ def test_releases_of_other_sizes_are_compared_by_epsilon_and_not_by_number() -> 
 
 
 def test_noise_that_is_left_out_is_what_the_budget_allows() -> None:
-    for privacy in (
-        {**SGD, "epsilon": 3.0},
-        {**FEDAVG, "epsilon": 3.0},
-        {**FEDAVG, "epsilon": 3.0, "noise": "clients"},
-    ):
+    for privacy in ({**SGD, "epsilon": 3.0}, {**FEDAVG, "epsilon": 3.0, "noise": "clients"}):
         found = Accounting.of(with_noise(job({**privacy, "noise_multiplier": None})))
         assert found is not None
         whole = Ledger(found.history()).worst(DELTA, then=found.planned(1, 10)).epsilon
@@ -163,3 +163,28 @@ def test_levels_are_counted_by_dimension_or_by_norm() -> None:
         "l2_clip": 0.25,
     }
     assert summed == alone.model_copy(update={"clients": 40})
+
+
+def test_of_many_histories_the_worst_is_found_without_a_loss_distribution_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """10 clients, each with releases of other sizes."""
+    found = accounting({**FEDAVG, "noise": "clients"})
+    ledger, rng = Ledger(found.history()), np.random.default_rng(1)
+    for clients in range(3, 9):
+        names = [f"c{number}" for number in np.flatnonzero(rng.random(10) < 0.5)]
+        ledger.add(names, found.trained(Round(clients, clients, clients), 1))
+    tried = 0
+
+    def counted(history: History, delta: float, *, with_pld: bool = True) -> Guarantee:
+        nonlocal tried
+        tried += with_pld
+        return guarantee(history, delta, with_pld=with_pld)
+
+    monkeypatch.setattr(fedprivacy.ledger, "_cached", counted)
+    monkeypatch.setattr(fedprivacy.ledger, "MAX_LOSSES", 2)
+    worst = ledger.worst(DELTA)
+    assert 1 <= tried <= 2
+    each = [ledger.of(f"c{number}") for number in range(10)]
+    by_rdp = sorted((guarantee(one, DELTA, with_pld=False).epsilon, index) for index, one in enumerate(each))
+    assert (epsilon_pld(each[by_rdp[-1][1]], DELTA) or 0) <= worst.epsilon <= by_rdp[-1][0]
