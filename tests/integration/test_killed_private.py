@@ -21,7 +21,7 @@ from tests.support.crew import crew
 from tests.support.gate import Gate, open_gate
 from tests.support.gated_plugins import environment
 from tests.support.player import HELLO
-from tests.support.processes import Deployment, Tree, bytes_of
+from tests.support.processes import Deployment, Tree, bytes_of, run
 from tests.support.server import small_job
 
 NAMES = ("ann", "berta")
@@ -115,3 +115,10 @@ async def test_a_restart_resets_nothing(deployment: Deployment) -> None:
     after = (await asyncio.to_thread(deployment.status, job_id))["privacy"]
     assert after["epsilon"] == after["epsilon_at_end"] == before["epsilon_at_end"]
     assert f'of="now"}} {after["epsilon"]}' in await asyncio.to_thread(deployment.metrics)
+    shown = await asyncio.to_thread(run, "fedserver", "privacy", job_id, "--folder", deployment.state, "--json")
+    assert json.loads(shown.out[0])["guarantee"] == after["guarantee"]
+    out = deployment.folder / "exported"
+    await asyncio.to_thread(run, "fedserver", "export", job_id, "--folder", deployment.state, "--out", out)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "## Privacy" in card
+    assert "**No privacy guarantee.** All draws followed from the seed 6" in card
