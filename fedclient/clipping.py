@@ -12,7 +12,7 @@ import numpy as np
 from fedcore.draws import PrivateDraws
 from fedcore.jobfile import Job
 from fedcore.layout import Vector
-from fedcore.privacy import DpFedAvg, DpSgd, RqmPrivacy
+from fedcore.privacy import DpFedAvg, DpSgd
 
 _MARGIN = 1 - 1e-9  # what rounding in float64 can add to a norm
 
@@ -46,13 +46,13 @@ def noised(delta_D: Vector, std: float, draws: PrivateDraws) -> Vector:
 def noise_of_a_client(job: Job, multiplier: float, clip: float) -> float:
     """Return the standard deviation of the noise that each client adds to a whole vector clipped to `clip`.
 
-    0 where the server adds it. With ``noise = "clients"``, as many clients as close a round at its deadline
-    add up to `multiplier` · `clip`.
+    0 where the server adds it. Of `rqm` it is for the start alone, whoever is trusted. With ``noise = "clients"``, as
+    many clients as close a round at its deadline add up to `multiplier` · `clip`.
     """
     match job.privacy:
         case DpFedAvg(noise="clients"):
             return multiplier * clip / math.sqrt(job.schedule.updates_at_deadline)
-        case None | DpSgd() | DpFedAvg(noise="server") | RqmPrivacy(trust="central"):
+        case None | DpSgd() | DpFedAvg(noise="server"):
             return 0.0
         case _:
             return multiplier * clip

@@ -66,9 +66,10 @@ def run(
     """
     _prepare(task_file, log_level, log_format)
     from fedserver.initial.folder import open_adapter
+    from fedserver.rounds.plan import make_plan
     from fedsim.simulation import make_clients
 
-    parsed = load_job(job)
+    parsed = make_plan(load_job(job), str(job)).job
     members = make_clients(parsed, clients or parsed.schedule.cohort, parse_data(data or []))
     with ExitStack() as stack:
         given = None if adapter is None else stack.enter_context(open_adapter(adapter, parsed))

@@ -157,7 +157,8 @@ class JobEngine:
         Raises:
             FedError: the journal or the disk failed; the server has to stop.
         """
-        await self._guard(self._recover())
+        with self._services.clock.working():
+            await self._guard(self._recover())
         self.recovered.set()
         await self._may_go_on.wait()
         metrics = self._services.metrics

@@ -98,7 +98,7 @@ GAUSSIAN = {"clip": 0.5, "noise_multiplier": 2.0}
         ({"mechanism": "dp-lora-paper", **GAUSSIAN}, 1.0),
         ({"mechanism": "dp-sgd", "sampling": 0.1, **GAUSSIAN}, 0.0),
         ({"mechanism": "rqm", "trust": "local"}, 1.0),
-        ({"mechanism": "rqm", "trust": "central"}, 0.0),
+        ({"mechanism": "rqm", "trust": "central"}, 1.0),
     ],
 )
 def test_who_adds_noise(privacy: dict[str, object], std: float) -> None:

@@ -143,6 +143,40 @@ def test_nothing_else_that_depends_on_the_data_leaves(
     assert simulated.status["evaluated"] is None
 
 
+LARGE = {"start": {"clip": 0.01, "noise_multiplier": 100.0}}
+LEVELS = {"compression": {"uplink": [{"codec": "clip"}, {"codec": "rqm"}]}}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "sections"),
+    [
+        (SGD, {}),
+        ({**FEDAVG, "noise": "local"}, {}),
+        ({"mechanism": "rqm", "trust": "local"}, LEVELS),
+        ({"mechanism": "rqm", "trust": "central"}, LEVELS),
+        ({"mechanism": "dp-lora-paper", "clip": 1.0, "noise_multiplier": 1.0}, {}),
+    ],
+)
+def test_gradients_of_the_start_leave_with_their_noise(
+    sent: list[tuple[UpdateHeader, bytes]], privacy: dict[str, Any], sections: dict[str, Any]
+) -> None:
+    """Of standard deviation 1; a client's clipped gradients are at most 0.01 long, with DP-SGD for each example."""
+    run(make_job({**privacy, **LARGE}, rounds=1, adapter={"name": "lora-sb", "rank": 4}, **sections))
+    gradients = [values(frame) for header, frame in sent if header.kind is WorkKind.GRADIENT]
+    assert len(gradients) == 3
+    for gradient in gradients:
+        low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], gradient.size) / gradient.size
+        assert low < np.mean(np.square(gradient.astype(np.float64))) < high + 0.05
+
+
+def test_the_server_adds_its_noise_to_the_sum_of_gradients(sent: list[tuple[UpdateHeader, bytes]]) -> None:
+    """Clients send the same twice; what the server makes of that is another start each time."""
+    start = {"start": {"clip": 10.0, "noise_multiplier": 100.0}}
+    job = make_job({**FEDAVG, **start}, rounds=1, adapter={"name": "lora-sb", "rank": 4})
+    assert len({run(job).state for _ in range(2)}) == 2
+    assert len({frame for header, frame in sent if header.kind is WorkKind.GRADIENT}) == 3
+
+
 def test_epsilon_is_shown_by_version_now_and_at_the_end() -> None:
     job = make_job(FEDAVG, rounds=3)
     shown: list[dict[str, Any]] = []
@@ -177,6 +211,8 @@ def test_a_budget_ends_the_job_before_the_round_that_would_exceed_it(sent: list[
 def test_noise_that_a_budget_allows_lets_the_job_reach_its_end() -> None:
     simulated = run(make_job({**SGD, "noise_multiplier": None, "epsilon": 4.0}, rounds=2))
     assert simulated.version.version == 2
+    ended, begun = simulated.status["finished_at"], simulated.status["submitted_at"]
+    assert ended - begun < 1, "virtual time went on while epsilon was computed"
     assert 3.9 < simulated.status["privacy"]["epsilon"] <= 4.0
 
 
