@@ -25,10 +25,10 @@ NUM_CLIENTS = 3
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A server whose job goes on for as long as anybody looks."""
+    """A server whose job goes on for as long as anybody looks, beside a private one that waits for more clients."""
 
     deployment: Deployment
-    job_id: str
+    job_ids: set[str]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningJob]:
     with deployed(tmp_path_factory.mktemp("federation")) as deployment:
         deployment.start_digits_clients(NUM_CLIENTS)
         compression = {"uplink": [{"codec": "bf16"}]}  # of a lossless one there would be no error to draw
-        yield RunningJob(deployment, deployment.submit(digits_job("endless", rounds=100_000, compression=compression)))
+        privacy = {"mechanism": "dp-fedavg", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3, "epsilon": 1e5}
+        jobs = [
+            digits_job("endless", rounds=100_000, compression=compression),
+            digits_job("private", cohort=50, privacy=privacy, aggregator={"max_examples": 1}),
+        ]
+        yield RunningJob(deployment, {deployment.submit(job) for job in jobs})
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def test_every_query_of_every_panel_finds_series(prometheus: PrometheusServer, d
 def test_the_job_variable_lists_jobs_and_not_the_scrape(running: RunningJob, prometheus: PrometheusServer) -> None:
     # Grafana's label_values(roundtable_version, job) asks exactly this.
     jobs = prometheus.get("/api/v1/label/job/values", **{"match[]": "roundtable_version"})
-    assert jobs == [running.job_id]
+    assert set(jobs) == running.job_ids
 
 
 def test_the_job_label_of_a_metric_wins_over_the_name_of_the_scrape(prometheus: PrometheusServer) -> None:
