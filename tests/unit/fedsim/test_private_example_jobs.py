@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,16 @@ def test_the_open_jobs_hide_nothing_and_train_the_same_values() -> None:
         assert other.privacy is None
         assert (job.job.name, other.job.name) == (path.stem, f"{path.stem}-open")
         assert (other.adapter, other.task, other.schedule) == (job.adapter, job.task, job.schedule)
+
+
+def test_the_script_writes_a_job_for_each_budget(tmp_path: Path) -> None:
+    subprocess.run(["sh", str(FOLDER / "variants.sh"), str(tmp_path / "jobs")], check=True)
+    for path in FILES:
+        for epsilon in (1, 3, 8):
+            job = load_job(tmp_path / "jobs" / f"{path.stem}-{epsilon}.toml")
+            assert job.job.name == f"{path.stem}-{epsilon}"
+            assert job.privacy is not None
+            assert job.privacy.epsilon == epsilon
+        assert job.model_dump(exclude={"job", "training", "privacy"}) == load_job(path).model_dump(
+            exclude={"job", "training", "privacy"}
+        )
