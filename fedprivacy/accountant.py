@@ -59,7 +59,9 @@ def epsilon_pld(history: History, delta: float) -> float | None:
         InvalidInput: `delta` is not between 0 and 1.
         ConfigError: dp-accounting is not installed.
     """
-    interval = max(INTERVAL, epsilon_rdp(history, delta) / 1e5)
+    # In powers of two, so that losses of single steps are found again.
+    finer_than = max(1.0, epsilon_rdp(history, delta) / 1e5 / INTERVAL)
+    interval = INTERVAL * 2.0 ** math.ceil(math.log2(finer_than)) if math.isfinite(finer_than) else math.inf
     if interval > _MAX_INTERVAL or not all(map(_has_loss, history.releases)):
         return None
     from dp_accounting.pld.privacy_loss_distribution import identity
@@ -196,10 +198,15 @@ def _has_loss(release: Release) -> bool:
     )
 
 
-def _losses(release: Release, adjacency: Adjacency, interval: float) -> list[Any]:
-    """Return privacy loss distributions which together are that of a release, as often as it was made."""
+@lru_cache(maxsize=16)  # of some MiB each, and most of what an epsilon takes
+def _gaussian_loss(multiplier: float, rate: float, interval: float) -> Any:
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
+    return from_gaussian_mechanism(multiplier, sampling_prob=rate, value_discretization_interval=interval)
+
+
+def _losses(release: Release, adjacency: Adjacency, interval: float) -> list[Any]:
+    """Return privacy loss distributions which together are that of a release, as often as it was made."""
     found = [
         rqm_loss(each.model_copy(update={"dimension": 1}), interval).self_compose(each.dimension * release.count)
         for each in release.mechanisms
@@ -209,11 +216,9 @@ def _losses(release: Release, adjacency: Adjacency, interval: float) -> list[Any
         return found
     match release.sampling:
         case Everyone():
-            of_all = multiplier / math.sqrt(release.count)
-            found.append(from_gaussian_mechanism(of_all, value_discretization_interval=interval))
+            found.append(_gaussian_loss(multiplier / math.sqrt(release.count), 1.0, interval))
         case Poisson(rate=rate):
-            once = from_gaussian_mechanism(multiplier, sampling_prob=rate, value_discretization_interval=interval)
-            found.append(once.self_compose(release.count))
+            found.append(_gaussian_loss(multiplier, rate, interval).self_compose(release.count))
         case FixedSize(size=size, population=population):
             once = fixed_size_loss(multiplier, size / population, interval)
             found.append(once.self_compose(release.count))
