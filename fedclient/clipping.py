@@ -10,9 +10,15 @@ import math
 import numpy as np
 
 from fedcore.draws import PrivateDraws
+from fedcore.errors import InvalidInput
 from fedcore.jobfile import Job
 from fedcore.layout import Vector
 from fedcore.privacy import DpFedAvg, DpSgd
+
+
+class CannotHide(InvalidInput):
+    """A private job's examples cannot be hidden by this client; the text is not of the data."""
+
 
 _MARGIN = 1 - 1e-9  # what rounding in float64 can add to a norm
 

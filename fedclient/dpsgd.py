@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedclient.adapters.base import AdaptedModel
-from fedclient.clipping import clipped, noised
+from fedclient.clipping import CannotHide, clipped, noised
 from fedclient.tasks.base import Split, Task, TrainingRun
 from fedclient.tasks.supervised import make_optimizer
 from fedcore.draws import PrivateDraws
-from fedcore.errors import ConfigError, InvalidInput
 from fedcore.layout import Vector
 
 _log: Final = logging.getLogger(__name__)
@@ -69,11 +68,11 @@ def train(
     With ``clip = math.inf`` and no noise it is plain training on the same batches.
 
     Raises:
-        ConfigError: opacus is not installed.
-        InvalidInput: there is no data, or gradients of single examples of this model cannot be told apart.
+        CannotHide: opacus is not installed, there is no data, or gradients of single examples of this model cannot be
+            told apart.
     """
     if not len(data):
-        raise InvalidInput("there are no training examples")
+        raise CannotHide("there are no training examples")
     settings, parameters = run.settings, model.parameters
     optimizer = make_optimizer(parameters, settings)
     model.module.train()
@@ -112,10 +111,10 @@ def train_as_published(
     whole; the batch being drawn hides nothing more.
 
     Raises:
-        InvalidInput: there is no data.
+        CannotHide: there is no data.
     """
     if not len(data):
-        raise InvalidInput("there are no training examples")
+        raise CannotHide("there are no training examples")
     settings, parameters = run.settings, model.parameters
     optimizer = make_optimizer(parameters, settings)
     optimizer.zero_grad()
@@ -213,7 +212,7 @@ class _Sums:
         """Return for each parameter the examples' gradients, M × its shape.
 
         Raises:
-            InvalidInput: they cannot be told apart.
+            CannotHide: they cannot be told apart.
         """
         self._clear()
         self._backward(rows_M)
@@ -225,7 +224,7 @@ class _Sums:
             if parameter.grad is None:
                 each = torch.zeros(len(rows_M), *parameter.shape, device=parameter.device)
             if not isinstance(each, Tensor) or each.shape != (len(rows_M), *parameter.shape):
-                raise InvalidInput(
+                raise CannotHide(
                     f"{self._name_of(parameter)}: gradients of single examples cannot be told apart; {_ADVICE}"
                 )
             found.append(each)
@@ -235,11 +234,11 @@ class _Sums:
         """Refuse a model or a loss that is seen to mix the examples of a batch.
 
         Raises:
-            InvalidInput: batch normalisation, or an example's loss is another beside the last example than alone.
+            CannotHide: batch normalisation, or an example's loss is another beside the last example than alone.
         """
         for name, module in self.model.module.named_modules():
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-                raise InvalidInput(
+                raise CannotHide(
                     f"{name or 'the model'}: {type(module).__name__} mixes the examples of a batch, and then none can"
                     " be hidden; take a model with layer or group normalisation"
                 )
@@ -253,7 +252,7 @@ class _Sums:
             )
         self.model.module.train()
         if math.isfinite(alone) and not math.isclose(alone, beside, rel_tol=2e-2, abs_tol=1e-3):
-            raise InvalidInput(
+            raise CannotHide(
                 "an example's loss beside another is not what it is alone: the model or the loss mixes the examples of"
                 " a batch, and then none can be hidden; with training.batch_size = 1 each is alone"
             )
@@ -262,7 +261,7 @@ class _Sums:
         """Try gradients of single examples on one and on two.
 
         Raises:
-            InvalidInput: they are not there or not right.
+            CannotHide: they are not there or not right.
         """
         # The same example twice is as long as it is once, so that the axis of examples is the one that changes.
         first = torch.zeros(1, dtype=torch.int64, device=self.data.inputs.device)
@@ -271,7 +270,7 @@ class _Sums:
                 whole = _gradient_of(parameter)
                 room = 1e-2 * float(whole.abs().max())
                 if whole.isfinite().all() and not torch.allclose(each.sum(dim=0), whole, rtol=1e-2, atol=room):
-                    raise InvalidInput(
+                    raise CannotHide(
                         f"{self._name_of(parameter)}: gradients of single examples do not add up to that of their"
                         f" batch; {_ADVICE}"
                     )
@@ -282,7 +281,7 @@ class _Sums:
     def _losses(self, rows_M: Tensor) -> list[Tensor]:
         outputs = self.task.outputs(self.model.module, self.data.inputs[rows_M])
         if len(outputs) != len(rows_M):
-            raise InvalidInput("the model does not give one output for each example, along the first axis")
+            raise CannotHide("the model does not give one output for each example, along the first axis")
         # Split, not indexed: the gradient of an index is as large as all outputs.
         singles = zip(torch.split(outputs, 1), torch.split(self.data.targets[rows_M], 1), strict=True)
         return [self.task.loss(output, target) for output, target in singles]
@@ -305,15 +304,14 @@ def _telling_apart(sums: _Sums) -> Iterator[None]:
     """Let backward passes give gradients of single examples within the block, and leave no trace of it.
 
     Raises:
-        ConfigError: opacus is not installed.
-        InvalidInput: the model or the loss is not made for it.
+        CannotHide: opacus is not installed, the model or the loss is not made for it.
     """
     sums.check_independence()
     if sums.at_once == 1:
         yield
         return
     if find_spec("opacus") is None:
-        raise ConfigError(
+        raise CannotHide(
             "privacy.mechanism 'dp-sgd': gradients of single examples need opacus: pip install 'roundtable[privacy]'"
         )
     from opacus.grad_sample import GradSampleModule
@@ -343,7 +341,7 @@ def _advising() -> Iterator[None]:
         raise
     except RuntimeError as error:
         _log.exception("gradients of single examples cannot be computed")
-        raise InvalidInput(f"gradients of single examples cannot be computed, the log says why; {_ADVICE}") from error
+        raise CannotHide(f"gradients of single examples cannot be computed, the log says why; {_ADVICE}") from error
 
 
 def _gradient_of(parameter: nn.Parameter) -> Tensor:

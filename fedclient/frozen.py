@@ -31,7 +31,7 @@ class Frozen:
         Raises:
             Declined: as for `UpdateMaker.max_frame_bytes`.
         """
-        with declining():
+        with declining(assignment):
             plan = self._plans.of(assignment)
             if plan.job.aggregator.rule != BEGINS_ANEW or not assignment.version:
                 return None
@@ -48,7 +48,7 @@ class Frozen:
         Raises:
             Declined: as for `UpdateMaker.max_frame_bytes`.
         """
-        with declining():
+        with declining(assignment):
             plan = self._plans.of(assignment)
             is_here = assignment.basis_digest in ("", plan.basis_digest)
             return 0 if is_here else 4 * plan.layout.num_basis_values
@@ -59,7 +59,7 @@ class Frozen:
         Raises:
             Declined: as for `UpdateMaker.max_frame_bytes`, or it is not the one that was announced.
         """
-        with declining():
+        with declining(assignment):
             plan = self._plans.of(assignment)
             found = hashlib.sha256(basis).hexdigest()
             if found != assignment.basis_digest:
@@ -73,7 +73,7 @@ class Frozen:
         Raises:
             Declined: as for `UpdateMaker.max_frame_bytes`.
         """
-        with declining():
+        with declining(assignment):
             plan = self._plans.of(assignment)
             if assignment.base_revision == plan.revision:
                 return range(0), 0
@@ -93,7 +93,7 @@ class Frozen:
             Declined: as for `UpdateMaker.max_frame_bytes`, or it is malformed, or with the last one the frozen matrices
                 are not what was announced.
         """
-        with declining():
+        with declining(assignment):
             plan = self._plans.of(assignment)
             work = self._plans.work(assignment, plan.job)
             revision = next_revision(plan.revision or "", hashlib.sha256(change).hexdigest())

@@ -22,7 +22,7 @@ class Hidden(NamedTuple):
     """An update that may leave; `within_clip` as in `UpdateHeader`."""
 
     delta_D: Vector  # noqa: N815 - shape suffix
-    within_clip: bool | None = None
+    within_clip: int | None = None
 
 
 def draws_of(job: Job, assignment: Assignment, client: str) -> PrivateDraws | None:
@@ -47,4 +47,6 @@ def hidden(job: Job, assignment: Assignment, delta_D: Vector, draws: PrivateDraw
     short_D = clipped(delta_D, clip)
     std = noise_of_a_client(job, section.multiplier, clip)
     norm = float(np.linalg.norm(delta_D.astype(np.float64)))
-    return Hidden(noised(short_D, std, draws) if std else short_D, None if section.adaptive is None else norm <= clip)
+    return Hidden(
+        noised(short_D, std, draws) if std else short_D, None if section.adaptive is None else int(norm <= clip)
+    )

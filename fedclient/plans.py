@@ -70,6 +70,7 @@ class Plans:
         else:
             job = Job.from_json(assignment.job)
             self._guard.check(assignment, job)
+            self._guard.check_budget(assignment, job, 1)  # before data is read; the whole of it follows
             if plan is not None:  # another job under this id: its model is not the one that was built
                 self._worker.forget(assignment.job_id)
             work, compression = self.work(assignment, job), job.compression

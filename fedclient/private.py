@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fedclient import dpsgd
 from fedclient.adapters.base import AdaptedModel
+from fedclient.clipping import CannotHide
 from fedclient.tasks.base import Split, Task, TrainingRun
 from fedcore.draws import PrivateDraws
-from fedcore.errors import InvalidInput
 from fedcore.layout import Vector
 from fedcore.privacy import DpLoraPaper, DpSgd, PrivacySection, steps_per_round
 
@@ -17,7 +17,7 @@ def train(
     """Train in place; what hides the client as a whole, and comes after training, is left to the caller.
 
     Raises:
-        ConfigError, InvalidInput: as `dpsgd.train`, or the section's delta is too large for so few examples.
+        CannotHide: as `dpsgd.train`, or the section's delta is too large for so few examples.
     """
     match section:
         case DpSgd():
@@ -46,7 +46,7 @@ def start(
     """Return what `dpsgd.start` does.
 
     Raises:
-        InvalidInput: the section's delta is too large for so few examples.
+        CannotHide: the section's delta is too large for so few examples.
         ValueError: the section does not say how to start.
     """
     if section.start is None:
@@ -59,4 +59,4 @@ def start(
 def _check_delta(section: DpSgd, number: int) -> None:
     """Refuse a delta with which it would count as private to publish an example outright."""
     if section.delta * number >= 1:
-        raise InvalidInput(f"delta {section.delta:g}: below 1/n = {1 / number:.2g} is needed for {number} examples")
+        raise CannotHide(f"delta {section.delta:g}: below 1/n = {1 / number:.2g} is needed for {number} examples")

@@ -61,7 +61,8 @@ class Encoded(NamedTuple):
 class UpdateMaker:
     """Turns assignments into updates. Synchronous; every method is called on the worker thread.
 
-    The same assignment, version and data give the same bytes, so an update that is made twice counts once.
+    The same assignment, version and data give the same bytes, so an update that is made twice counts once. But those of
+    private jobs are drawn anew each time.
 
     Args:
         worker: trains and evaluates.
@@ -100,7 +101,7 @@ class UpdateMaker:
             Declined: the job is not valid, names what is not installed here, asks for another base model, or its code
                 failed; or the policy refuses it.
         """
-        with declining():
+        with declining(assignment):
             job = Job.from_json(assignment.job)
             self._guard.check(assignment, job)
             work = self._plans.work(assignment, job)
@@ -117,7 +118,7 @@ class UpdateMaker:
             Declined: as for `initialise`, or this client computes another layout than the server has.
             StorageFailed: the privacy ledger cannot be opened.
         """
-        with declining():
+        with declining(assignment):
             plan = self._plans.of(assignment)
             return plan.downlink.max_frame_bytes(plan.layout.moving.sizes)
 
@@ -136,9 +137,8 @@ class UpdateMaker:
             StorageFailed: what encoding left out cannot be kept, and would be lost; or the update cannot be noted in
                 the privacy ledger.
         """
-        with declining():
+        with declining(assignment):
             plan = self._plans.of(assignment)
-        with declining(tells=plan.job.privacy is None):
             work = self._plans.work(assignment, plan.job)
             self.frozen.check(assignment)
             base_D = plan.downlink.decode(frame, plan.layout.moving.sizes)
@@ -160,6 +160,7 @@ class UpdateMaker:
                 metrics=trained.metrics,
                 evaluation=trained.evaluation,
                 within_clip=update.within_clip,
+                drawn=draws is not None,
             )
 
     def _measured(self, plan: JobPlan, work: Work, base_D: Vector) -> Evaluation | None:
@@ -190,7 +191,8 @@ class UpdateMaker:
         told = _told(plan.job, found.num_examples)
         measured = self._measured(plan, work, base_D)
         self._guard.charge(assignment, plan.job, self._plans.dimension(assignment, plan))
-        return self._sign(assignment, plan.layout, frame, num_examples=told, evaluation=measured)
+        is_drawn = draws is not None
+        return self._sign(assignment, plan.layout, frame, num_examples=told, evaluation=measured, drawn=is_drawn)
 
     def _encode(self, assignment: Assignment, plan: JobPlan, delta_D: Vector, draws: PrivateDraws | None) -> Encoded:
         """Encode what training gave, and for a job with error feedback keep what that leaves out."""
@@ -228,11 +230,13 @@ class UpdateMaker:
         metrics: Mapping[str, float] | None = None,
         evaluation: Evaluation | None = None,
         encoding_error: float | None = None,
-        within_clip: bool | None = None,
+        within_clip: int | None = None,
         rows: list[object] | None = None,
         base_digest: str | None = None,
+        drawn: bool = False,
     ) -> Update:
-        update_id = update_id_of(assignment.assignment_id)
+        digest = frame.sha256()
+        update_id = update_id_of(assignment.assignment_id, digest if drawn else "")
         measured = Evaluation(0, {}) if evaluation is None else evaluation
         fields = {
             "federation": self._federation,
@@ -246,7 +250,7 @@ class UpdateMaker:
             "base_revision": assignment.base_revision or None,
             "base_digest": base_digest,
             "frame_bytes": len(frame),
-            "frame_digest": frame.sha256(),
+            "frame_digest": digest,
             "num_examples": num_examples,
             "metrics": _finite(metrics or {}),
             "evaluated_examples": measured.num_examples,
@@ -264,9 +268,12 @@ class UpdateMaker:
         return Update(update_id, header, sign(self._signing_key, SIGNATURE_CONTEXT, header), frame)
 
 
-def update_id_of(assignment_id: str) -> str:
-    """Return the id of an assignment's update: one and the same for every try, also after a crash."""
-    return hashlib.sha256(f"update:{assignment_id}".encode()).hexdigest()[:32]
+def update_id_of(assignment_id: str, drawn: str = "") -> str:
+    """Return the id of an assignment's update: one and the same for every try, also after a crash.
+
+    A private one is drawn anew then, and is another one: `drawn` is its digest.
+    """
+    return hashlib.sha256(f"update:{assignment_id}{drawn}".encode()).hexdigest()[:32]
 
 
 def _told(job: Job, num_examples: int) -> int:

@@ -188,8 +188,8 @@ class UpdateHeader(BaseModel):
             canonical form then lacks the key.
         base_digest: only for `WorkKind.INITIALISE`: of the weights of the sender's base model that are not trained,
             as `fedclient.basedigest` defines it; None where there are none. The canonical form then lacks the key.
-        within_clip: whether the update was no longer than the clip before it was clipped, where the clip follows that;
-            else None, and the canonical form lacks the key.
+        within_clip: 1 if the update was no longer than the clip before it was clipped, 0 if it was (of one length, for
+            lengths are published); where no clip follows that None, and the canonical form lacks the key.
         layout: rows of the layout, only for `WorkKind.INITIALISE`.
     """
 
@@ -212,7 +212,7 @@ class UpdateHeader(BaseModel):
     basis_digest: Digest | None = None
     base_revision: Digest | None = None
     base_digest: Digest | None = None
-    within_clip: bool | None = None
+    within_clip: Annotated[int, Field(ge=0, le=1)] | None = None
     layout: list[Any] | None = None  # of Any, for checking each value as `JsonValue` takes seconds for a long header
 
     @field_validator("kind", mode="before")

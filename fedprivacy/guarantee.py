@@ -125,10 +125,13 @@ def not_covered(history: History) -> tuple[str, ...]:
     mechanisms = [each for release in history.releases for each in release.mechanisms]
     found = [
         "whatever else leaves: losses, numbers of examples, who took part and when",
+        "other jobs on the same data, whose epsilons add to this one",
         "choices made on the same data: learning rate, clip, number of rounds",
     ]
     if history.unit is Unit.EXAMPLE:
-        found.append("what all of a client's examples have in common")
+        found.append(
+            "what all of a client's examples have in common, and a text that the task makes several examples of"
+        )
     if history.trust is Trust.CENTRAL:
         found.append("the one who adds the noise, and whoever reads updates on their way there")
     if history.trust is Trust.DISTRIBUTED:

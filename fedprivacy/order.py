@@ -18,6 +18,10 @@ from fedprivacy.jobs import Accounting
 _RQM_KINDS: Final = ("clip", "split", "quantise", "symbols", "compress")
 """Stages that may stand beside `rqm`: others would choose or scale values before they are hidden."""
 
+_LENGTH_KINDS: Final = ("select", "positions", "symbols", "compress")
+_FIXED: Final = ("fixed-symbols",)
+"""Stages whose length follows from the number of values alone."""
+
 
 class Traits(Protocol):
     """Of a stage, as `fedcodec.base.Traits` explains them."""
@@ -46,6 +50,7 @@ def disorder_of(accounting: Accounting, uplink: Sequence[Stage]) -> list[str]:
         *_feedback(accounting),
         *_order(accounting, uplink),
         *_sum(accounting, uplink),
+        *_shapes(accounting, uplink),
         *_start(accounting),
         *_training(accounting),
     ]
@@ -92,7 +97,22 @@ def _sum(accounting: Accounting, uplink: Sequence[Stage]) -> Iterator[str]:
         if accounting.trust is Trust.CENTRAL and stage.traits.changes_sensitivity:
             yield (
                 f"compression.uplink: {stage.name} can make a clipped update longer, and noise is added after it:"
-                " use lossless codecs or selectors, or noise = 'local'"
+                " leave it out, or let noise = 'local'"
+            )
+
+
+def _shapes(accounting: Accounting, uplink: Sequence[Stage]) -> Iterator[str]:
+    """Yield what of an update's shape breaks it where others' updates have to hide it."""
+    if accounting.trust is Trust.LOCAL:
+        return
+    name, ranks = accounting.section.mechanism, accounting.job.adapter.params.get("ranks")
+    if ranks and not (isinstance(accounting.section, DpFedAvg) and accounting.section.noise == "server"):
+        yield f"adapter.ranks: with {name} the others of a sum hide a client, and of its higher ranks there are fewer"
+    for stage in uplink:
+        if stage.kind in _LENGTH_KINDS and stage.name not in _FIXED:
+            yield (
+                f"compression.uplink: the length of what {stage.name} makes tells of an update, and lengths are"
+                f" published: leave it out, or use a mechanism that hides updates from the server"
             )
 
 

@@ -313,6 +313,8 @@ def _show(answer: dict[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict) and not all(key.replace(".", "").isdigit() or key == "inf" for key in value):
+        return ", ".join(f"{key.replace('_', ' ')} {_shown(each)}" for key, each in value.items())
     if isinstance(value, dict):
         return ", ".join(f"order {order}: {number:.6f}" for order, number in value.items())
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ def of_file(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], Callable
     from fedprivacy.accountant import guarantee
     from fedprivacy.planning import steps_within
     from fedserver.rounds.plan import make_plan
+    from fedserver.rounds.privacy import uncovered_by
 
     accounting = make_plan(_replaced(load_job(path), given), str(path)).accounting
     assert accounting is not None
@@ -38,7 +40,11 @@ def of_file(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], Callable
     def history(rounds: int) -> History:
         return accounting.planned(dimension, rounds, population)
 
-    found = guarantee(history(job.job.rounds), section.delta)
+    found, once = (
+        guarantee(history(job.job.rounds), section.delta),
+        accounting.planned(dimension, 1, population, with_start=False),
+    )
+    found = replace(found, not_covered=(*uncovered_by(section), *found.not_covered))
     answer = {
         "job": job.job.name,
         **section.model_dump(mode="json", exclude_none=True, exclude={"delta", "epsilon"}),
@@ -47,7 +53,7 @@ def of_file(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], Callable
         "rounds_within_budget": None
         if section.epsilon is None
         else steps_within(section.epsilon, section.delta, history),
-        "epsilon_of_one_round": guarantee(history(1), section.delta).epsilon,
+        "epsilon_of_one_round": guarantee(once, section.delta).epsilon,
     }
     tree = found.as_json()
     numbers = {key: tree[key] for key in ("epsilon", "epsilon_pld", "epsilon_rdp", "delta")}

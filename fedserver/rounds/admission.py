@@ -110,7 +110,7 @@ def check_header(client: str, header: UpdateHeader, attempt: Attempt, engine: Jo
     if votes is not (header.within_clip is not None):
         raise UpdateRejected(
             UpdateResult.MALFORMED,
-            f"within_clip is {header.within_clip}: {'true or false' if votes else 'none'} is due",
+            f"within_clip is {header.within_clip}: {'0 or 1' if votes else 'none'} is due",
         )
 
 

@@ -6,6 +6,7 @@ For a job that is not private nothing of this does anything.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -78,7 +79,7 @@ class Books:
         found = await self._services.in_worker(partial(privacy.spending, layout, self._rounds - version))
         self._can_add_up = True
         self.spending = found
-        self._services.metrics.spent(
-            privacy.job_id, epsilon=found.now.epsilon, at_end=found.at_end, budget=found.budget
-        )
+        epsilons = found.now.epsilon, found.at_end
+        now, at_end = epsilons if found.unsafe_seed is None else (math.inf, math.inf)
+        self._services.metrics.spent(privacy.job_id, epsilon=now, at_end=at_end, budget=found.budget)
         return replace(record, privacy=json.dumps(found.as_json()))

@@ -335,7 +335,8 @@ class JobEngine:
 
     async def _end(self, status: JobStatus, failure: str) -> None:
         finished_at = self._services.clock.wall_s()
-        self.record = replace(await self._added_up(), status=status, finished_at=finished_at, failure=failure)
+        added_up = await self.books.add_up(self.layout, self.job.job.rounds, self.record)  # no round is left
+        self.record = replace(added_up, status=status, finished_at=finished_at, failure=failure)
         await self._services.journal.write(self.record)
         self._reports.ended(status, failure)
         self._changed()

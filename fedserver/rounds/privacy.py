@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from fedcore.jobfile import Job
 from fedcore.layout import Layout
 from fedcore.messages import WorkKind
-from fedcore.privacy import DpFedAvg, RqmPrivacy
+from fedcore.privacy import DpFedAvg, PrivacySection, RqmPrivacy
 from fedcore.rng import derive_seed
 from fedprivacy.events import History, Release, make
 from fedprivacy.guarantee import Guarantee
@@ -58,6 +58,16 @@ class Spending:
             "unsafe_seed": self.unsafe_seed,
             "guarantee": tree,
         }
+
+
+def uncovered_by(section: PrivacySection) -> tuple[str, ...]:
+    """Return what a job's own settings let out beside what is accounted for."""
+    found = []
+    if section.unsafe_seed is not None:
+        found.append(f"anything at all from who knows the seed {section.unsafe_seed}, which all draws follow from")
+    if section.evaluation:
+        found.append("held-out examples: figures of them are sent as they are")
+    return tuple(found)
 
 
 def cohort_seed(job: Job) -> int:
@@ -147,7 +157,9 @@ class JobPrivacy:
 
     def spending(self, layout: Layout | None, rounds_left: int) -> Spending:
         """Return what has been spent, and what the rest of the job would bring it to."""
-        section, now = self.accounting.section, self._ledger.worst(self._delta)
+        section = self.accounting.section
+        now = self._ledger.worst(self._delta)
+        now = replace(now, not_covered=(*uncovered_by(section), *now.not_covered))
         at_end = now.epsilon
         if rounds_left and (layout is not None or not isinstance(section, RqmPrivacy)):
             dimension = 1 if layout is None else layout.moving.num_values

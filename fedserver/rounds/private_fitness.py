@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from fedagg import Rule
 from fedagg.weighted_mean import WeightedMean
 from fedcodec import Pipeline
+from fedcore.adapters import ALTERNATING
 from fedcore.errors import InvalidInput
 from fedcore.privacy import DpFedAvg, DpSgd, RqmPrivacy
 from fedprivacy.accountant import ACCOUNTING_MISSING, guarantee, is_installed
@@ -22,7 +23,7 @@ def private_misfits_of(accounting: Accounting, uplink: Pipeline, rule: Rule) -> 
     if not is_installed():
         return [f"privacy: {ACCOUNTING_MISSING}"]
     disorder = disorder_of(accounting, uplink.stages)
-    return [*disorder, *_rule(accounting, rule), *_room(accounting), *_delta(accounting)]
+    return [*disorder, *_rule(accounting, rule), *_turns(accounting), *_room(accounting), *_delta(accounting)]
 
 
 def check_countable(accounting: Accounting) -> None:
@@ -51,16 +52,23 @@ def _rule(accounting: Accounting, rule: Rule) -> Iterator[str]:
         )
 
 
+def _turns(accounting: Accounting) -> Iterator[str]:
+    job, section = accounting.job, accounting.section
+    if job.adapter.name in ALTERNATING and isinstance(section, DpFedAvg) and section.noise == "server":
+        yield f"privacy.noise: {job.adapter.name} keeps one factor as it is, and noise by the server would move it too"
+
+
 def _room(accounting: Accounting) -> Iterator[str]:
     section, schedule = accounting.section, accounting.job.schedule
-    if not isinstance(section, DpFedAvg) or section.noise == "server" or section.noise_multiplier is None:
+    if not isinstance(section, DpFedAvg) or section.noise_multiplier is None:
         return
     shares = schedule.updates_at_deadline if section.noise == "clients" else 1
-    largest = section.clip * (1 + 6 * section.noise_multiplier / shares**0.5)
+    noise = 0.0 if section.noise == "server" else section.noise_multiplier / shares**0.5
+    largest = section.clip * (1 + 6 * noise)
     if largest > accounting.job.aggregator.max_abs:
         yield (
-            f"aggregator.max_abs: {accounting.job.aggregator.max_abs:g}, and with noise values up to {largest:g} are"
-            " usual: an update with one above it is refused"
+            f"aggregator.max_abs: {accounting.job.aggregator.max_abs:g}, and values of updates up to {largest:g} are"
+            " usual: one with a larger value is refused"
         )
 
 

@@ -108,7 +108,8 @@ Event = Available | Unavailable | Accepted | Dropped | Taken | Written | Tick
 class Assign:
     """Give this stage's work to `clients`; none of them counts as available until the next `Available`.
 
-    They were drawn from `available` candidates.
+    They were drawn from `available` candidates; 0 after an abandoned attempt, for who is drawn then is no matter of
+    chance alone.
     """
 
     clients: tuple[str, ...]
@@ -289,7 +290,7 @@ class Scheduler:
             self.available -= self.working  # else a client lost to another job is chosen again until no try is left
             self.phase = Phase.OPEN
             self.since_s, self.deadline_s = now_s, now_s + self.schedule.deadline_s
-            return [Assign(chosen, len(candidates))]
+            return [Assign(chosen, 0 if self.attempt else len(candidates))]
         if not late:
             return []
         if self.stage is WorkKind.EVALUATE:  # nobody came to evaluate: the result stands without figures

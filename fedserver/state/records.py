@@ -91,7 +91,7 @@ class AttemptRecord:
     Attributes:
         outcome: empty while it is open, then "closed" or "abandoned".
         reason: why it was abandoned.
-        available: how many clients there were to choose from.
+        available: how many clients there were to choose from; 0 after an abandoned attempt.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("job_id", "version", "attempt", "kind")

@@ -47,7 +47,7 @@ class HfSequenceClassification(HfTask):
         params = self.params
         value = row[params.label]
         if value not in params.labels:
-            raise InvalidInput(f"label {value[:80]!r}: task.labels has {', '.join(params.labels[:20])}")
+            raise InvalidInput(f"a label is none of task.labels, {', '.join(params.labels[:20])}")
         return class_examples(tokenizer, fill(params.text, row), params.labels.index(value), params.max_length)
 
     def align(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -414,7 +414,31 @@ def test_what_is_refused_is_neither_built_nor_trained() -> None:
     house = House(guard_with(epsilon_per_job=0.1))
     with pytest.raises(Declined, match=r"its limit per job is 0\.1"):
         house.update(job_with(FEDAVG))
-    assert (house.worker.built, house.worker.trained) == (1, 0)
+    assert (house.worker.built, house.worker.trained) == (0, 0)
+
+
+def test_a_job_that_undoes_what_its_mechanism_hides_is_refused_whatever_the_server_says() -> None:
+    """The server refuses such a job at its submission; another server might not."""
+    for sections, text in (
+        ({"aggregator": {"max_examples": 5}}, "aggregator.max_examples: 5"),
+        ({"compression": {"uplink": [{"codec": "clip"}]}}, "leave clip out"),
+    ):
+        house = House(Guard(MemoryLedger()))
+        with pytest.raises(Declined, match=text):
+            house.update(job_with(FEDAVG, **sections))
+        assert house.worker.trained == 0
+
+
+def test_an_update_that_is_drawn_anew_is_another_upload() -> None:
+    """What was sent of the first one, before the client died, is not gone on with."""
+    house = House(Guard(MemoryLedger()))
+
+    def made(job: Job) -> str:
+        work = assigned(job, layout_digest=LAYOUT.digest, version=0)
+        return house.maker.update(work, memoryview(BASE), lambda part: None, threading.Event()).update_id
+
+    assert len({made(job_with(None)) for _ in range(2)}) == 1
+    assert len({made(job_with(FEDAVG)) for _ in range(2)}) == 2
 
 
 def test_every_update_is_noted_before_it_can_leave_also_one_that_is_made_again(tmp_path: Path) -> None:

@@ -340,3 +340,23 @@ def test_selection_depends_on_the_set_of_clients_and_not_on_who_came_first() -> 
         assert isinstance(command, Assign)
         chosen.add(command.clients)
     assert len(chosen) == 1
+
+
+def test_who_is_drawn_after_an_abandoned_attempt_was_not_drawn_by_chance_alone() -> None:
+    state = Scheduler.resume(schedule(2), 3, 7, 0.0, latest_version=0, attempt=0, working=(), accepted=())
+    state.available = set(names(5))
+    (first,) = feed(state, Tick())
+    assert isinstance(first, Assign)
+    abandoned, again = feed(state, *(rejected(client) for client in first.clients))
+    assert isinstance(abandoned, Abandon)
+    assert isinstance(again, Assign)
+    assert (first.available, again.available) == (5, 0)
+
+
+def test_a_job_that_ends_here_evaluates_its_newest_version() -> None:
+    state, chosen = training(schedule(2), 3)
+    assert state.end_here(0.0) == [Assign(tuple(names(3)))]
+    assert (state.stage, state.version, state.attempt) == (WorkKind.EVALUATE, 0, 0)
+    assert set(chosen) <= state.working
+    ended = feed(state, *(Accepted(client) for client in names(3)), Written())
+    assert [type(each) for each in ended] == [Close, Finish]

@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 
 import fedsim.simulation
+from fedclient.ledger import MemoryLedger
 from fedcodec import build_pipeline
 from fedcore.errors import JobFailed
 from fedcore.jobfile import Job, parse_job
@@ -175,6 +176,22 @@ def test_the_server_adds_its_noise_to_the_sum_of_gradients(sent: list[tuple[Upda
     job = make_job({**FEDAVG, **start}, rounds=1, adapter={"name": "lora-sb", "rank": 4})
     assert len({run(job).state for _ in range(2)}) == 2
     assert len({frame for header, frame in sent if header.kind is WorkKind.GRADIENT}) == 3
+
+
+def test_every_client_notes_the_start_and_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledgers: list[MemoryLedger] = []
+
+    class Ledger(MemoryLedger):
+        def __init__(self) -> None:
+            super().__init__()
+            ledgers.append(self)
+
+    monkeypatch.setattr(fedsim.simulation, "MemoryLedger", Ledger)
+    run(make_job({**SGD, **START}, rounds=3, adapter={"name": "lora-sb", "rank": 4}))
+    for ledger in ledgers:
+        with ledger.locked() as accounts:
+            assert (accounts.in_all().updates, accounts.in_all().unprotected) == (3, 0)
+    assert len(ledgers) == 3
 
 
 def test_epsilon_is_shown_by_version_now_and_at_the_end() -> None:
