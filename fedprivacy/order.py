@@ -66,10 +66,9 @@ def _weights(accounting: Accounting) -> Iterator[str]:
 
 
 def _feedback(accounting: Accounting) -> Iterator[str]:
-    is_whole = isinstance(accounting.section, DpFedAvg | RqmPrivacy)
-    if is_whole and accounting.job.compression.error_feedback is not None:
+    if accounting.job.compression.error_feedback is not None:
         name = accounting.section.mechanism
-        yield f"compression.error_feedback: what {name} leaves out of one update would come with the next one, unhidden"
+        yield f"compression.error_feedback: what was left out of other updates would come past what {name} hides"
 
 
 def _order(accounting: Accounting, uplink: Sequence[Stage]) -> Iterator[str]:

@@ -42,7 +42,7 @@ def uplink(*stages: str | dict[str, Any]) -> dict[str, Any]:
     ("privacy", "sections"),
     [
         (SGD, {"aggregator": {"max_examples": 1000}}),
-        (SGD, {"compression": {"preset": "fedzip"}}),
+        (SGD, uplink("top-k", "kmeans", "rice", "huffman")),
         (SGD, {"adapter": {"name": "lora"}, "aggregator": {"rule": "flora"}}),
         ({**SGD, **START}, {"adapter": {"name": "lora-sb", "votes": True}}),
         (SERVER, uplink("per-tensor")),
@@ -70,7 +70,8 @@ def test_what_hides_is_accepted(privacy: dict[str, Any], sections: dict[str, Any
     [
         (SERVER, {"aggregator": {"max_examples": 2}}, "aggregator.max_examples: 2, and dp-fedavg bounds"),
         (PAPER, {"aggregator": {}}, "set it to 1"),
-        (LOCAL, FEDBACK, "would come with the next one, unhidden"),
+        (LOCAL, FEDBACK, "would come past what dp-fedavg hides"),
+        (SGD, FEDBACK, "would come past what dp-sgd hides"),
         (SERVER, uplink("int8"), "int8 can make a clipped update longer, and noise is added after it"),
         (SERVER, uplink("rand-k"), "rand-k can make a clipped update longer"),
         (SERVER, uplink("clip"), "dp-fedavg clips and adds noise by itself, before all codecs: leave clip out"),
