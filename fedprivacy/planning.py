@@ -81,7 +81,9 @@ def noise_multiplier_for(epsilon: float, delta: float, history_with: Callable[[f
 
     by_rdp, by_best = partial(excess, epsilon_rdp), partial(excess, best_epsilon)
     if by_rdp(MAX_MULTIPLIER) > 0:
-        raise InvalidInput(f"epsilon {epsilon:g}: no noise multiplier up to {MAX_MULTIPLIER:g} keeps it")
+        if by_best(MAX_MULTIPLIER) > 0:
+            raise InvalidInput(f"epsilon {epsilon:g}: no noise multiplier up to {MAX_MULTIPLIER:g} keeps it")
+        return _smallest(MIN_MULTIPLIER, MAX_MULTIPLIER, by_best)  # slow, and rare: what is fixed costs nearly all
     if by_rdp(MIN_MULTIPLIER) <= 0:
         return MIN_MULTIPLIER
     # Rényi divergences are quick, and what is enough for them is enough.
