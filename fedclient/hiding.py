@@ -46,7 +46,7 @@ def hidden(job: Job, assignment: Assignment, delta_D: Vector, draws: PrivateDraw
     clip = assignment.clip if section.adaptive is not None and assignment.clip else section.clip
     short_D = clipped(delta_D, clip)
     std = noise_of_a_client(job, section.multiplier, clip)
+    if section.adaptive is None:
+        return Hidden(noised(short_D, std, draws))
     norm = float(np.linalg.norm(delta_D.astype(np.float64)))
-    return Hidden(
-        noised(short_D, std, draws) if std else short_D, None if section.adaptive is None else int(norm <= clip)
-    )
+    return Hidden(noised(short_D, std, draws), int(norm <= clip))

@@ -241,13 +241,11 @@ def _per_value(event: Rqm | Pbm, orders: list[float]) -> dict[str, Any]:
 def _guaranteed(history: History | None, delta: float) -> dict[str, Any]:
     """Return epsilon, and the guarantee that it belongs to; of nothing released epsilon is 0."""
     from fedprivacy.accountant import guarantee
+    from fedserver.cli.privacy_of_job import stated
 
     if history is None:
         return {"epsilon": 0.0, "epsilon_pld": 0.0, "epsilon_rdp": 0.0, "delta": delta, "guarantee": None}
-    found = guarantee(history, delta)
-    tree = found.as_json()
-    numbers = {key: tree[key] for key in ("epsilon", "epsilon_pld", "epsilon_rdp", "delta")}
-    return {**numbers, "guarantee": tree, "text": found.text()}
+    return stated(guarantee(history, delta))
 
 
 def _check(multiplier: float | None, steps: int | None) -> None:

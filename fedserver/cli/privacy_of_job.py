@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from fedcore.jobfile import Job
     from fedprivacy.events import History
+    from fedprivacy.guarantee import Guarantee
 
 OPTIONS: Final = {"noise_multiplier", "epsilon", "delta", "steps", "sampling", "dimension", "population"}
 
@@ -40,10 +41,8 @@ def of_file(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], Callable
     def history(rounds: int) -> History:
         return accounting.planned(dimension, rounds, population)
 
-    found, once = (
-        guarantee(history(job.job.rounds), section.delta),
-        accounting.planned(dimension, 1, population, with_start=False),
-    )
+    once = accounting.planned(dimension, 1, population, with_start=False)
+    found = guarantee(history(job.job.rounds), section.delta)
     found = replace(found, not_covered=(*uncovered_by(section), *found.not_covered))
     answer = {
         "job": job.job.name,
@@ -55,9 +54,14 @@ def of_file(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], Callable
         else steps_within(section.epsilon, section.delta, history),
         "epsilon_of_one_round": guarantee(once, section.delta).epsilon,
     }
+    return {**answer, **stated(found)}, history
+
+
+def stated(found: Guarantee) -> dict[str, Any]:
+    """Return what the command answers of a guarantee, whatever it is of."""
     tree = found.as_json()
     numbers = {key: tree[key] for key in ("epsilon", "epsilon_pld", "epsilon_rdp", "delta")}
-    return {**answer, **numbers, "guarantee": tree, "text": found.text()}, history
+    return {**numbers, "guarantee": tree, "text": found.text()}
 
 
 def of_server(folder: Path, name: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import json
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from fedcore.jobfile import Job
@@ -90,6 +89,7 @@ class JobPrivacy:
         self.accounting, self.job_id = accounting, job_id
         self._records: dict[tuple[int, int, WorkKind], ReleaseRecord] = {}
         self._ledger = Ledger(accounting.history())
+        self._delta = accounting.section.delta
 
     @staticmethod
     def recovered(accounting: Accounting, store: Store, job_id: str) -> JobPrivacy:
@@ -98,10 +98,6 @@ class JobPrivacy:
         for record in store.releases(job_id):
             found.add(record)
         return found
-
-    @cached_property
-    def _delta(self) -> float:
-        return self.accounting.section.delta
 
     def record(
         self, attempt: Attempt, layout: Layout, store: Store, wall_s: float, *, in_version: bool
